@@ -1,0 +1,16 @@
+--- The C runtime as Lua sees it: liblumoe.so, with its declarations read.
+-- Both lie where the build and the install alike put them, relative to this file:
+--   share/lumoe/lua/lumoe/ffi.lua   share/lumoe/cdef.h   lib/liblumoe.so
+local ffi = require 'ffi'
+
+local share = debug.getinfo(1, 'S').source:match '^@(.*)/lua/lumoe/ffi%.lua$'
+assert(share, 'lumoe.ffi: this file must be loaded as .../share/lumoe/lua/lumoe/ffi.lua')
+
+local file, message = io.open(share .. '/cdef.h')
+if not file then
+  error('lumoe.ffi: ' .. message .. '; run `./lumoe` in the source tree to build it', 0)
+end
+ffi.cdef(file:read '*a')
+file:close()
+
+return ffi.load(share .. '/../../lib/liblumoe.so') -- package.loaded anchors it

@@ -1,0 +1,8 @@
+/* lumoe.h - the C API, whole. The build also turns this file into the FFI's
+ * declarations (cc -E -P -DLM_CDEF): what C compiles is what Lua declares. */
+#ifndef LM_LUMOE_H
+#define LM_LUMOE_H
+
+#include "runtime/status.h"
+
+#endif
