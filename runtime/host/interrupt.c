@@ -1,0 +1,81 @@
+/* interrupt.c - Ctrl-C becomes a Lua error, in compiled code too.
+ *
+ * LuaJIT's traces do not look at hooks, so a hook alone never stops a compiled
+ * loop. They do look at the profiler's flag once the profiler runs in line mode
+ * (each trace then carries a guard). So it is started once with an interval of a
+ * day, which samples nothing, and the signal's handler sets a hook and raises
+ * SIGPROF: the guard leaves the trace, the hook raises the error. The hook must
+ * be set inside the handler, as the profiler restores the hooks it found.
+ * jit.p, started and stopped by a script, takes the guard away until the end.
+ *
+ * What an interrupt does is a matter of counting: from the raise_at-th on it
+ * raises, the kill_at-th ends the process as if nobody had caught the signal.
+ * A script that wants to finish its step first asks for raise_at = 2 and looks
+ * at the count. */
+#include "runtime/host/interrupt.h"
+
+#include <lauxlib.h>
+#include <luajit.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+
+static lua_State *state;
+static pthread_t lua_thread;
+static volatile sig_atomic_t count, raise_at = 1, kill_at = 3, raised;
+
+static void raise_in_lua(lua_State *L, lua_Debug *where) {
+    (void)where;
+    lua_sethook(L, NULL, 0, 0);
+    raised = 1;
+    luaL_error(L, "interrupted");
+}
+
+static void on_signal(int signal_number) {
+    if (!pthread_equal(pthread_self(), lua_thread)) { /* a worker of OpenMP or MPI got it */
+        pthread_kill(lua_thread, signal_number);
+        return;
+    }
+    count = count + 1;
+    if (count >= kill_at) {
+        signal(signal_number, SIG_DFL);
+        raise(signal_number);
+    } else if (count >= raise_at) {
+        lua_sethook(state, raise_in_lua, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+        raise(SIGPROF);
+    }
+}
+
+static void no_sample(void *data, lua_State *L, int samples, int vmstate) {
+    (void)data, (void)L, (void)samples, (void)vmstate;
+}
+
+void lm_interrupt_install(lua_State *L, int under_launcher) {
+    state = L;
+    lua_thread = pthread_self();
+    luaJIT_profile_start(L, "li86400000", no_sample, NULL);
+
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}, old;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, NULL, &old);
+    if (old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL); /* nohup, `&` in sh */
+    if (under_launcher) sigaction(SIGUSR1, &action, NULL);
+}
+
+int lm_interrupt_raised(void) { return raised; }
+
+int lm_interrupt_l_policy(lua_State *L) {
+    int at = luaL_checkint(L, 1), kill = luaL_checkint(L, 2);
+    luaL_argcheck(L, at >= 1, 1, "raise_at is at least 1");
+    luaL_argcheck(L, kill > at, 2, "kill_at is above raise_at");
+    count = 0;
+    raised = 0;
+    raise_at = at;
+    kill_at = kill;
+    return 0;
+}
+
+int lm_interrupt_l_count(lua_State *L) {
+    lua_pushinteger(L, count);
+    return 1;
+}

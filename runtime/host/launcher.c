@@ -1,0 +1,54 @@
+/* launcher.c - what mpirun or srun told this process, read without MPI.
+ *
+ * MPI takes 0.4 s to start, so the program asks the environment instead. It is
+ * not linked to the runtime either: that is loaded by the first script that
+ * requires it, and is looked up here only when all ranks must end. */
+#define _GNU_SOURCE
+#include "runtime/host/launcher.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* The first of these variables that is set, as a number; else `otherwise`. */
+static int first_number(const char *const *names, int otherwise) {
+    for (; *names; names++) {
+        const char *value = getenv(*names);
+        if (value && *value) return atoi(value);
+    }
+    return otherwise;
+}
+
+int lm_launcher_rank(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK",
+                                        "SLURM_PROCID", NULL};
+    return first_number(names, -1);
+}
+
+void lm_launcher_share_cores(void) {
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
+                                        "SLURM_TASKS_PER_NODE", NULL};
+    int ranks = first_number(names, 1);
+    if (ranks <= 1 || getenv("OMP_NUM_THREADS")) return;
+
+    int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / ranks;
+    cpu_set_t bound; /* the launcher may have bound us to fewer */
+    if (sched_getaffinity(0, sizeof bound, &bound) == 0 && CPU_COUNT(&bound) < threads)
+        threads = CPU_COUNT(&bound);
+    char text[16];
+    snprintf(text, sizeof text, "%d", threads > 0 ? threads : 1);
+    setenv("OMP_NUM_THREADS", text, 1);
+}
+
+void lm_launcher_abort(const char *prefix, int code) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/lib/liblumoe.so", prefix);
+    void *runtime = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    if (!runtime) return;
+    void (*abort_job)(int) = NULL;
+    *(void **)&abort_job = dlsym(runtime, "lm_dist_abort");
+    if (abort_job) abort_job(code);
+}
