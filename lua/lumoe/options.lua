@@ -1,0 +1,49 @@
+--- Checks a table of named arguments: unknown names, missing ones and wrong types are errors of the caller.
+local options = {}
+
+-- The message's position: the first frame outside this package (a fixed level would miss after a tail call).
+local function where()
+  for level = 3, 64 do
+    local info = debug.getinfo(level, 'Sl')
+    if not info then break end
+    if info.currentline > 0 and not info.source:find('/lua/lumoe/', 1, true) then
+      return ('%s:%d: '):format(info.short_src, info.currentline)
+    end
+  end
+  return ''
+end
+
+--- Raises `who: …` at the line of whoever called the package.
+---@param who string
+---@param format string
+function options.raise(who, format, ...) error(where() .. who .. ': ' .. format:format(...), 0) end
+
+local function known_names(wanted)
+  local names = {}
+  for name in pairs(wanted) do names[#names + 1] = name end
+  table.sort(names)
+  return table.concat(names, ', ')
+end
+
+--- Returns `opts` if it has all that is wanted and nothing else.
+---@param who string     the function, for the message
+---@param opts table
+---@param wanted table<string, string>  name -> type as `type()` says it, `?` behind it where it may be left out; `any` fits all
+---@return table opts
+function options.check(who, opts, wanted)
+  if type(opts) ~= 'table' then options.raise(who, 'wants a table of options, not a %s', type(opts)) end
+  for name in pairs(opts) do
+    if not wanted[name] then options.raise(who, "no option '%s'; there are: %s", tostring(name), known_names(wanted)) end
+  end
+  for name, kind in pairs(wanted) do
+    local plain, optional = kind:match '^(%a+)(%??)$'
+    local value = opts[name]
+    if value == nil and optional == '' then options.raise(who, "option '%s' (a %s) is missing", name, plain) end
+    if value ~= nil and plain ~= 'any' and type(value) ~= plain then
+      options.raise(who, "option '%s' must be a %s, not a %s", name, plain, type(value))
+    end
+  end
+  return opts
+end
+
+return options
