@@ -4,5 +4,6 @@
 #define LM_LUMOE_H
 
 #include "runtime/status.h"
+#include "runtime/dist.h"
 
 #endif

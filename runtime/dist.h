@@ -1,0 +1,79 @@
+/* dist.h - ranks, groups of ranks, and the collectives between them.
+ *
+ * A process alone is a world of one rank and needs no MPI: every collective is
+ * then a copy. Under mpirun or srun the transport starts at the first call here
+ * (MPI takes about 0.4 s), from a plugin that nothing else links.
+ *
+ * Sums are taken in the order of the ranks, by every rank alike: the same bits
+ * everywhere, so that routing decided from a sum cannot differ between ranks.
+ * Every member of a group calls the same collectives in the same order. A
+ * failure is LM_ECOMM; a group on which one failed or was interrupted is broken
+ * and says so from then on.
+ *
+ * Buffers are plain CPU memory. A group parameter may be NULL: the world. */
+#ifndef LM_DIST_H
+#define LM_DIST_H
+
+#include "kernels/dtype.h"
+#include "runtime/status.h"
+
+typedef struct lm_group lm_group;
+
+enum { LM_REDUCE_SUM = 0, LM_REDUCE_MAX = 1, LM_REDUCE_MIN = 2 };
+
+/* Starts the transport when a launcher started us. Idempotent; everything below calls it. */
+LM_API int lm_dist_init(void);
+/* Waits for every rank, then leaves the job. Nothing may be called here afterwards. */
+LM_API int lm_dist_finalize(void);
+/* Ends every rank of the job with this exit code; returns only in a world of one. */
+LM_API void lm_dist_abort(int code);
+/* For a signal handler: collectives now waiting return LM_ECOMM. */
+LM_API void lm_dist_interrupt(void);
+
+/* A launcher started this process; needs no transport. */
+LM_API int lm_dist_launched(void);
+/* The transport runs: there are other ranks, and they expect a finalize or an abort. */
+LM_API int lm_dist_running(void);
+/* These are negative, an LM_E*, when the transport does not start. */
+LM_API int lm_dist_rank(void);
+LM_API int lm_dist_world_size(void);
+LM_API int lm_dist_local_rank(void); /* among the ranks of this host */
+LM_API int lm_dist_local_size(void);
+
+/* A group of world ranks, in the order given; called by exactly its members. */
+LM_API int lm_group_new(const int32_t *ranks, int count, lm_group **out);
+LM_API void lm_group_release(lm_group *g); /* NULL is a no-op */
+LM_API int lm_group_size(LM_MAYBE const lm_group *g);
+LM_API int lm_group_rank(LM_MAYBE const lm_group *g); /* of this process within g */
+LM_API int lm_group_world_rank(LM_MAYBE const lm_group *g, int rank);
+
+LM_API int lm_barrier(LM_MAYBE lm_group *g);
+/* In place. f32, f64 (dtype LM_F64), bf16 (summed in f32), i32, i64, u8. */
+LM_API int lm_all_reduce(LM_MAYBE lm_group *g, void *data, int64_t count, int dtype, int op);
+LM_API int lm_broadcast(LM_MAYBE lm_group *g, void *data, int64_t bytes, int root);
+/* recv is [size, bytes]; send may be this rank's place in it. */
+LM_API int lm_all_gather(LM_MAYBE lm_group *g, const void *send, int64_t bytes, void *recv);
+/* bytes[size] differ between ranks and are known to all; recv holds them one after the other.
+ */
+LM_API int lm_all_gather_v(LM_MAYBE lm_group *g, const void *send, const int64_t *bytes,
+                           void *recv);
+/* data is [size, count] and scratch afterwards; recv [count] gets this rank's sum. */
+LM_API int lm_reduce_scatter(LM_MAYBE lm_group *g, void *data, int64_t count, int dtype, int op,
+                             void *recv);
+/* Exact rows: send holds sends[size] bytes for each rank, one after the other; recv likewise.
+ */
+LM_API int lm_all_to_all_v(LM_MAYBE lm_group *g, const void *send, const int64_t *sends,
+                           void *recv, const int64_t *receives);
+
+/* An error on one rank becomes an error on all: every member passes its own status (its
+ * sentence in lm_last_error when negative) and gets LM_OK, or the first failing rank's. */
+LM_API int lm_dist_agree(LM_MAYBE lm_group *g, int status);
+/* The same, for errors that did not come from C. */
+LM_API int lm_dist_agree_text(LM_MAYBE lm_group *g, int status, LM_MAYBE const char *text);
+
+/* Bytes this process has sent to other ranks since it started. */
+LM_API double lm_dist_bytes_sent(void);
+
+enum { LM_F64 = 16 }; /* no tensor has it; only all_reduce and reduce_scatter do */
+
+#endif

@@ -1,0 +1,103 @@
+/* group.c - ordered subsets of the ranks.
+ *
+ * A group is a list of ranks and a tag on their messages. Its members agree on
+ * the smallest tag that none of them has used: two groups that share a pair of
+ * ranks then always differ, and making a group involves its members alone. */
+#include "runtime/dist/dist_impl.h"
+
+#include <stdlib.h>
+
+enum {
+    TAG_WORLD = 0,
+    TAG_MAKING = 1,
+    TAG_GROUPS = 2,
+    MAX_TAG = 32000 /* MPI promises 32767 */
+};
+
+static int next_tag = TAG_GROUPS;
+
+static int group_alloc(int size, lm_group **out) {
+    lm_group *g = calloc(1, sizeof *g);
+    if (g) g->world_rank = calloc((size_t)size, sizeof *g->world_rank);
+    if (!g || !g->world_rank) {
+        free(g);
+        return lm_fail(LM_EOOM, "no memory for a group of %d ranks", size);
+    }
+    g->refs = 1;
+    g->size = size;
+    *out = g;
+    return LM_OK;
+}
+
+int lm__world_new(int size, int rank, lm_group **out) {
+    lm_group *g = NULL;
+    int st = group_alloc(size, &g);
+    if (st != LM_OK) return st;
+    for (int i = 0; i < size; i++) g->world_rank[i] = i;
+    g->rank = rank;
+    g->tag = TAG_WORLD;
+    *out = g;
+    return LM_OK;
+}
+
+static int fill(lm_group *g, const int32_t *ranks, int count) {
+    int me = lm_dist_rank(), world = lm_dist_world_size();
+    g->rank = -1;
+    for (int i = 0; i < count; i++) {
+        if (ranks[i] < 0 || ranks[i] >= world)
+            return lm_fail(LM_EARG, "group: rank %d of a world of %d", ranks[i], world);
+        for (int j = 0; j < i; j++)
+            if (ranks[j] == ranks[i])
+                return lm_fail(LM_EARG, "group: rank %d is there twice", ranks[i]);
+        if (ranks[i] == me) g->rank = i;
+        g->world_rank[i] = ranks[i];
+    }
+    if (g->rank < 0)
+        return lm_fail(LM_EARG, "group: rank %d makes a group it is no member of", me);
+    return LM_OK;
+}
+
+int lm_group_new(const int32_t *ranks, int count, lm_group **out) {
+    lm_group *g = NULL;
+    int st = lm_dist_init();
+    if (st == LM_OK && count < 1) st = lm_fail(LM_EARG, "group: no ranks given");
+    if (st == LM_OK) st = group_alloc(count, &g);
+    if (st == LM_OK) st = fill(g, ranks, count);
+    int32_t tag = next_tag;
+    if (st == LM_OK && count > 1) {
+        g->tag = TAG_MAKING;
+        st = lm_all_reduce(g, &tag, 1, 2 /* i32 */, LM_REDUCE_MAX);
+        if (st == LM_OK && tag >= MAX_TAG)
+            st = lm_fail(LM_ECOMM, "group: %d groups were made", tag);
+    }
+    if (st == LM_OK) {
+        g->tag = tag;
+        next_tag = tag + 1;
+        *out = g;
+    } else lm_group_release(g);
+    return st;
+}
+
+void lm_group_release(lm_group *g) {
+    if (!g || --g->refs > 0) return;
+    free(g->world_rank);
+    free(g);
+}
+
+int lm_group_size(const lm_group *g) {
+    g = lm__group(g);
+    return g ? g->size : LM_ECOMM;
+}
+
+int lm_group_rank(const lm_group *g) {
+    g = lm__group(g);
+    return g ? g->rank : LM_ECOMM;
+}
+
+int lm_group_world_rank(const lm_group *g, int rank) {
+    g = lm__group(g);
+    if (!g) return LM_ECOMM;
+    if (rank < 0 || rank >= g->size)
+        return lm_fail(LM_EARG, "group: rank %d of a group of %d", rank, g->size);
+    return g->world_rank[rank];
+}
