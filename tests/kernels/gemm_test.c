@@ -1,0 +1,90 @@
+/* gemm_test.c - matrix products in every layout, dtype and awkward size. */
+#include "tests/kernels/check.h"
+
+/* layout: 0 row-major, 1 column-major, 2 with gaps, 3 every second column (no unit stride) */
+static lm_matrix matrix(int dtype, int64_t batch, int64_t rows, int64_t cols, int layout) {
+    lm_matrix x = {.dtype = dtype};
+    int64_t ld = layout == 2 ? cols + 3 : layout == 3 ? 2 * cols : cols;
+    x.row_stride = layout == 1 ? 1 : ld;
+    x.col_stride = layout == 1 ? rows : layout == 3 ? 2 : 1;
+    x.batch_stride = rows * ld;
+    x.data = random_array(dtype, batch * rows * ld + 1);
+    return x;
+}
+static double at(const lm_matrix *x, int64_t b, int64_t i, int64_t j) {
+    return get(x->dtype, x->data, b * x->batch_stride + i * x->row_stride + j * x->col_stride);
+}
+
+typedef struct {
+    int64_t batch, m, n, k;
+    int a, b, c; /* dtypes */
+    int la, lb, lc;
+    double alpha, beta;
+    int bias; /* dtype, or -1 */
+    int shared_b;
+} gemm_case;
+
+static void run_case(const gemm_case *g) {
+    lm_matrix a = matrix(g->a, g->batch, g->m, g->k, g->la);
+    lm_matrix b = matrix(g->b, g->shared_b ? 1 : g->batch, g->k, g->n, g->lb);
+    lm_matrix c = matrix(g->c, g->batch, g->m, g->n, g->lc), before = c;
+    if (g->shared_b) b.batch_stride = 0;
+    size_t bytes = (size_t)(g->batch * c.batch_stride + 2) * size_of(g->c);
+    before.data = malloc(bytes);
+    memcpy(before.data, c.data, bytes - size_of(g->c));
+    void *bias = g->bias >= 0 ? random_array(g->bias, g->n) : NULL;
+    int failed = check_failures;
+    ok(lm_cpu_gemm(g->batch, g->m, g->n, g->k, g->alpha, &a, &b, g->beta, &c, bias, g->bias));
+    int64_t step = g->m * g->n > 4000 ? 13 : 1; /* large ones by samples */
+    for (int64_t e = 0; e < g->batch * g->m * g->n; e += step) {
+        int64_t j = e % g->n, i = e / g->n % g->m, s = e / g->n / g->m;
+        double want = bias ? get(g->bias, bias, j) : 0, size = fabs(want);
+        for (int64_t p = 0; p < g->k; p++) {
+            double v = g->alpha * at(&a, s, i, p) * at(&b, s, p, j);
+            want += v, size += fabs(v);
+        }
+        want += g->beta != 0 ? g->beta * at(&before, s, i, j) : 0;
+        near(at(&c, s, i, j), want, g->c == LM_BF16 ? 8e-3 : 1e-6 * (1 + size));
+    }
+    if (check_failures > failed)
+        check_case("^ batch %d m %d n %d k %d dtypes %d%d%d layouts %d%d%d beta %g bias %d",
+                   (int)g->batch, (int)g->m, (int)g->n, (int)g->k, g->a, g->b, g->c, g->la, g->lb,
+                   g->lc, g->beta, g->bias);
+    free(a.data), free(b.data), free(c.data), free(before.data), free(bias);
+}
+
+TEST(test_gemm) {
+    const int64_t edge[] = {0, 1, 3, 17, 70};
+    for (int dtype = 0; dtype < 4; dtype++)
+        for (int m = 0; m < 5; m++)
+            for (int n = 0; n < 5; n++)
+                for (int k = 0; k < 5; k++) {
+                    gemm_case g = {1, edge[m], edge[n], edge[k], dtype & 1, dtype & 1,
+                                   dtype >> 1, 0, 0, 0, 1, 0, -1, 0};
+                    run_case(&g);
+                    g.bias = dtype & 1;
+                    g.la = 1;
+                    run_case(&g);
+                    g.beta = 1, g.bias = -1, g.la = 0, g.lb = 1;
+                    run_case(&g);
+                    g.batch = 3, g.la = 1;
+                    run_case(&g);
+                }
+    for (int la = 0; la < 4; la++)
+        for (int lb = 0; lb < 4; lb++)
+            for (int lc = 0; lc < 4; lc++)
+                for (int types = 0; types < 8; types++) {
+                    gemm_case g = {2, 19, 23, 29, types & 1, types >> 1 & 1, types >> 2, la, lb,
+                                   lc, 0.5, 1, types & 1, (la + lb) & 1};
+                    run_case(&g);
+                    g.batch = 1, g.alpha = 1, g.beta = 0;
+                    run_case(&g);
+                }
+    for (int dtype = 0; dtype < 2; dtype++) /* many row counts: the split products */
+        for (int64_t r = 65; r < 65 + 30 * 37; r += 37) {
+            gemm_case g = {1, r, 40, 24, dtype, dtype, dtype, 0, 0, 0, 1, 0, dtype, 0};
+            run_case(&g);
+            gemm_case dw = {1, 24, 40, r, dtype, dtype, LM_F32, 1, 0, 0, 1, 1, -1, 0};
+            run_case(&dw);
+        }
+}
