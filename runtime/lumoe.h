@@ -5,5 +5,6 @@
 
 #include "runtime/status.h"
 #include "runtime/dist.h"
+#include "runtime/moe.h"
 
 #endif

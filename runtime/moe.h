@@ -1,0 +1,92 @@
+/* moe.h - the plan of a Mixture-of-Experts layer, and moving tokens by it.
+ *
+ * A router says which experts each token wants. The plan turns that into what
+ * happens: which routes exceed an expert's capacity and are dropped, in which
+ * order the rows leave this rank, and in which order they reach each expert. It
+ * is made once per layer and micro-batch, by all ranks together, and never
+ * changes: forward, backward, recomputation and replay read the same plan.
+ *
+ * Words: a route is one (token, slot), slot < top_k, numbered token * top_k +
+ * slot. A row is a route that was kept, at its place in the send order. An
+ * arrival is a row that this rank receives for its own experts, counted in
+ * expert order. */
+#ifndef LM_MOE_H
+#define LM_MOE_H
+
+#include "runtime/dist.h"
+
+typedef struct lm_plan lm_plan;
+
+/* Whose routes survive when an expert is over its capacity. Ties: lower token, then slot. */
+enum {
+    LM_SELECT_RANDOM = 0,      /* smallest random key: Random Token Selection, for any k */
+    LM_SELECT_POSITION = 1,    /* lower slot, then lower token */
+    LM_SELECT_PROBABILITY = 2, /* higher score */
+    LM_SELECT_PRIORITY = 3     /* higher priority, as given */
+};
+
+typedef struct lm_plan_spec {
+    const char *router; /* its name, for errors */
+    int64_t tokens;     /* of this rank */
+    int32_t top_k;
+    int32_t experts;
+
+    const void *expert_ids; /* [tokens, top_k] i32 or i64; -1: no route in this slot */
+    int32_t expert_ids_dtype;
+    int32_t select;
+    const int64_t *token_ids; /* [tokens], unique over all ranks; NULL: 0, 1, 2, ... */
+    const uint8_t *valid;     /* [tokens], 0 = padding: never routed, never counted; or NULL */
+    const float *scores;      /* [tokens, experts], checked for NaN; or NULL */
+    const double *priorities; /* [tokens, top_k], for LM_SELECT_PRIORITY */
+
+    const int32_t *owner;   /* [experts] -> rank of the expert group; NULL: even blocks */
+    double capacity_factor; /* capacity = ceil(factor * top_k * T / experts), T = valid tokens
+                               of all ranks; negative: dropless */
+
+    double seed, step, site, call; /* whole numbers: what the random keys are drawn from */
+
+    int32_t status; /* a failure of this rank before the plan: all ranks then get this error */
+    const char *error; /* its sentence */
+} lm_plan_spec;
+
+/* Collective over `data` (the ranks that hold the tokens of the micro-batch) and `expert` (the
+ * ranks over which one set of experts is spread; part of data). NULL: this process alone. */
+LM_API int lm_plan_new(const lm_plan_spec *spec, LM_MAYBE lm_group *data,
+                       LM_MAYBE lm_group *expert, lm_plan **out);
+LM_API void lm_plan_retain(lm_plan *p);
+LM_API void lm_plan_release(lm_plan *p); /* NULL is a no-op */
+
+/* Sizes. All arrays below belong to the plan and must not be written. */
+LM_API double lm_plan_tokens(const lm_plan *p);
+LM_API int lm_plan_top_k(const lm_plan *p);
+LM_API int lm_plan_experts(const lm_plan *p);
+LM_API int lm_plan_local_experts(const lm_plan *p);
+LM_API double lm_plan_rows(const lm_plan *p);
+LM_API double lm_plan_arrivals(const lm_plan *p);
+LM_API double lm_plan_capacity(const lm_plan *p);     /* -1: dropless */
+LM_API double lm_plan_valid_tokens(const lm_plan *p); /* of all ranks */
+LM_API const char *lm_plan_hash(const lm_plan *p);    /* 16 hex digits: of this rank's part */
+
+/* Over all ranks. */
+LM_API const int64_t *lm_plan_routed(const lm_plan *p); /* [experts], before dropping */
+LM_API const int64_t *lm_plan_kept(const lm_plan *p);   /* [experts] */
+
+/* This rank's tokens. */
+LM_API const int32_t *lm_plan_expert_ids(const lm_plan *p); /* [tokens, top_k]; -1: none */
+LM_API const int32_t *lm_plan_row_of(const lm_plan *p); /* [tokens, top_k]; -1: dropped, none */
+LM_API const int32_t *lm_plan_route_of(const lm_plan *p); /* [rows] */
+LM_API const int64_t *lm_plan_sends(const lm_plan *p);    /* rows to each rank of the group */
+
+/* This rank's experts: local expert i is expert_of[i]; its arrivals are
+ * offsets[i] .. offsets[i + 1]. Arrival a is row arrival_of[a] of what was received. */
+LM_API const int32_t *lm_plan_expert_of(const lm_plan *p);
+LM_API const int64_t *lm_plan_offsets(const lm_plan *p);    /* [local experts + 1] */
+LM_API const int64_t *lm_plan_receives(const lm_plan *p);   /* rows from each rank */
+LM_API const int32_t *lm_plan_arrival_of(const lm_plan *p); /* [arrivals]; NULL: in order */
+
+/* Adds this rank's routes to counts by tag: routed and dropped are [tags, experts]. Tags
+ * outside 0 .. tags - 1 are not counted. */
+LM_API int lm_plan_count_by_tag(const lm_plan *p, const int32_t *tag_of, int tags,
+                                int64_t *routed, int64_t *dropped);
+
+#endif
