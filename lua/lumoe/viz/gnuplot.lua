@@ -1,0 +1,129 @@
+--- Curves drawn by gnuplot: SVG or PNG files, SVG text for a page, or characters for a terminal.
+local options = require 'lumoe.options'
+
+local MISSING = 'gnuplot is not installed; on Debian or Ubuntu: apt-get install gnuplot-nox'
+local TERMINALS = {
+  svg = "svg size %d,%d dynamic noenhanced font 'sans-serif,13' rounded linewidth 1.2 background '#ffffff'",
+  png = "pngcairo size %d,%d noenhanced font 'sans-serif,11' linewidth 1.5",
+  text = 'dumb size %d,%d noenhanced',
+}
+local COLORS = { '#1f6fb4', '#d1603d', '#3a923a', '#8a5fb5', '#8c6d31', '#d0679d', '#5f6b75' }
+
+local function installed()
+  local status = os.execute 'command -v gnuplot >/dev/null 2>&1'
+  return status == 0 or status == true
+end
+
+local function quoted(text) return "'" .. tostring(text):gsub("'", "''"):gsub('[%c]', ' ') .. "'" end
+
+local function contents(path)
+  local file = assert(io.open(path, 'rb'))
+  local bytes = file:read '*a'
+  file:close()
+  return bytes
+end
+
+-- A named data block: points where both numbers are finite.
+local function data_block(name, series)
+  local lines = { name .. ' << END' }
+  for i = 1, #series.x do
+    local x, y = series.x[i], series.y[i]
+    if type(x) == 'number' and type(y) == 'number' and x - x == 0 and y - y == 0 then
+      lines[#lines + 1] = ('%.9g %.9g'):format(x, y)
+    end
+  end
+  lines[#lines + 1] = 'END\n'
+  return table.concat(lines, '\n'), #lines - 2
+end
+
+local function script(opts, kind, output)
+  local width = opts.width or (kind == 'text' and 79 or 720)
+  local height = opts.height or (kind == 'text' and 20 or 300)
+  local out, plots, drawn = {}, {}, 0
+  for i, series in ipairs(opts.series) do
+    local name = '$s' .. i
+    local block, points = data_block(name, series)
+    if points > 0 then
+      out[#out + 1] = block
+      local style = "lc rgb '#b8cde0' lw 1"
+      if not series.faint then
+        style = ("lc rgb '%s' lw 2"):format(COLORS[drawn % #COLORS + 1])
+        drawn = drawn + 1
+      end
+      plots[#plots + 1] = ('%s using 1:2 with %s %s title %s'):format(
+        name, points == 1 and 'points pt 7' or 'lines', style, series.name and quoted(series.name) or "''")
+    end
+  end
+  if #plots == 0 then options.raise('curve', 'no points to draw%s', opts.title and " in '" .. opts.title .. "'" or '') end
+
+  local function add(...) out[#out + 1] = (...) end
+  add 'set encoding utf8'
+  add('set terminal ' .. TERMINALS[kind]:format(width, height))
+  add('set output ' .. quoted(output))
+  if opts.title then add('set title ' .. quoted(opts.title)) end
+  if opts.xlabel then add('set xlabel ' .. quoted(opts.xlabel)) end
+  if opts.ylabel then add('set ylabel ' .. quoted(opts.ylabel)) end
+  if opts.log_y then add 'set logscale y' end
+  if kind ~= 'text' then
+    add "set border 3 lc rgb '#888888'"
+    add "set grid ytics lc rgb '#e4e7eb' lt 1"
+    add 'set tics nomirror out scale 0.5'
+    add 'set key top right samplen 2'
+    add 'set title offset 0, -0.6'
+    add 'set xlabel offset 0, 0.4'
+  end
+  add 'set offsets graph 0, graph 0, graph 0.04, graph 0'
+  add('plot ' .. table.concat(plots, ', '))
+  return table.concat(out, '\n') .. '\n'
+end
+
+-- Runs a script; the picture comes back as a string. Only names of our own making reach the shell.
+local function draw(opts, kind)
+  if not installed() then options.raise('curve', '%s', MISSING) end
+  local source, output, errors = os.tmpname(), os.tmpname(), os.tmpname()
+  local good, result = pcall(function()
+    local file = assert(io.open(source, 'w'))
+    assert(file:write(script(opts, kind, output)))
+    assert(file:close())
+    local status = os.execute(('gnuplot %s 2>%s'):format(source, errors))
+    local picture = contents(output)
+    if not (status == 0 or status == true) or picture == '' then
+      options.raise('curve', 'gnuplot failed: %s', contents(errors))
+    end
+    return picture
+  end)
+  for _, path in ipairs { source, output, errors } do os.remove(path) end
+  if not good then error(result, 0) end
+  return result
+end
+
+local WANTED = {
+  series = 'table', title = 'string?', xlabel = 'string?', ylabel = 'string?', log_y = 'boolean?', width = 'number?',
+  height = 'number?', out = 'string?', kind = 'string?',
+}
+
+--- Draws curves into a file, or returns the picture.
+---@param opts { series: table[], title: string?, xlabel: string?, ylabel: string?, log_y: boolean?, out: string?, kind: string? }
+---  series: `{ name = …, x = numbers, y = numbers, faint = true? }` each; points that are not finite are left out;
+---  out: a path that ends in .svg, .png or .txt; without it the picture is returned, its kind being `svg`, `png`
+---  or `text` (default); width, height: pixels, or characters of text
+---@return string? picture  when there is no `out`
+local function curve(opts)
+  options.check('curve', opts, WANTED)
+  local kind = opts.kind or 'text'
+  if opts.out then
+    local ending = opts.out:match '%.(%a+)$'
+    kind = ending == 'txt' and 'text' or ending
+    if not TERMINALS[kind] then options.raise('curve', "'%s' does not end in .svg, .png or .txt", opts.out) end
+  elseif not TERMINALS[kind] then
+    options.raise('curve', "no kind '%s'; there are svg, png and text", kind)
+  end
+  local picture = draw(opts, kind)
+  if not opts.out then return picture end
+  local file, message = io.open(opts.out, 'wb')
+  if not file then options.raise('curve', '%s', message) end
+  assert(file:write(picture))
+  assert(file:close())
+end
+
+return { curve = curve, installed = installed, MISSING = MISSING }

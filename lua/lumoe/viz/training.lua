@@ -1,0 +1,63 @@
+--- The curves of a training run, out of the records of its metrics.jsonl.
+
+local POINTS = 800 -- more would not be seen, and would make the page heavy
+
+local function number(value) return type(value) == 'number' and value - value == 0 end
+
+-- Means over neighbouring records, at most POINTS of them, where there is such a number.
+local function thinned(records, field)
+  local steps, values = {}, {}
+  for _, record in ipairs(records) do
+    if number(record.step) and number(record[field]) then
+      steps[#steps + 1], values[#values + 1] = record.step, record[field]
+    end
+  end
+  local every, x, y = math.ceil(#steps / POINTS), {}, {}
+  for from = 1, #steps, math.max(every, 1) do
+    local to = math.min(from + every - 1, #steps)
+    local sum = 0
+    for i = from, to do sum = sum + values[i] end
+    x[#x + 1], y[#y + 1] = steps[to], sum / (to - from + 1)
+  end
+  return x, y
+end
+
+-- Means over a window of about a fortieth of the run, centred, so that a falling curve is not drawn late.
+local function smoothed(y)
+  local half, before, out = math.ceil(#y / 80), { [0] = 0 }, {}
+  for i = 1, #y do before[i] = before[i - 1] + y[i] end
+  for i = 1, #y do
+    local from, to = math.max(i - half, 1), math.min(i + half, #y)
+    out[i] = (before[to] - before[from - 1]) / (to - from + 1)
+  end
+  return out
+end
+
+local CURVES = { -- field, title, what a unit is multiplied with, smoothed
+  { 'loss', 'Loss', 1, true },
+  { 'valid_loss', 'Validation loss', 1 },
+  { 'tokens_per_s', 'Tokens per second', 1, true },
+  { 'dropped', 'Dropped routes (%)', 100, true },
+  { 'lr', 'Learning rate', 1 },
+  { 'grad_norm', 'Gradient norm', 1, true },
+}
+
+--- Curves of loss, speed, drops, learning rate and gradient norm, as far as the records have them.
+---@param records table[]  `log.read_jsonl(path)`: step, loss, valid_loss, tokens_per_s, dropped (a fraction), lr, grad_norm
+---@return table[] curves  what `viz.curve` and `viz.report` take
+local function training_curves(records)
+  local curves = {}
+  for _, curve in ipairs(CURVES) do
+    local field, title, factor, smooth = unpack(curve)
+    local x, y = thinned(records, field)
+    for i = 1, #y do y[i] = factor * y[i] end
+    if #x > 0 then
+      local series = { { x = x, y = y } }
+      if smooth and #x >= 40 then series = { { x = x, y = y, faint = true }, { x = x, y = smoothed(y) } } end
+      curves[#curves + 1] = { title = title, xlabel = 'step', series = series }
+    end
+  end
+  return curves
+end
+
+return training_curves
