@@ -27,7 +27,6 @@ enum {
 enum { LM_KERNEL_MAX_DIMS = 6 };
 
 enum { LM_ADD, LM_SUB, LM_MUL, LM_DIV, LM_MAXIMUM, LM_MINIMUM, LM_POW }; /* binary */
-enum { LM_EQ, LM_NE, LM_LT, LM_LE, LM_GT, LM_GE };                       /* compare */
 enum { LM_SUM, LM_MEAN, LM_MAX, LM_MIN };                                /* reduce */
 
 /* unary. Its backward reads y for those marked y, x for the others; the other may be NULL. */

@@ -6,5 +6,11 @@
 #include "runtime/status.h"
 #include "runtime/dist.h"
 #include "runtime/moe.h"
+#include "runtime/memory.h"
+#include "runtime/tensor.h"
+#include "runtime/handle.h"
+#include "runtime/autograd.h"
+#include "runtime/random.h"
+#include "runtime/ops.h"
 
 #endif

@@ -20,6 +20,11 @@ function status.raise()
   error(where() .. ffi.string(C.lm_last_error()), 0)
 end
 
+--- Raises a sentence about an argument, at the caller's line: checked in Lua, before C.
+function status.argument(format, ...)
+  error(where() .. format:format(...), 0)
+end
+
 --- Raises if `st`, what a C function returned, is negative.
 ---@param st integer
 function status.check(st) -- tiny, so that traces inline it

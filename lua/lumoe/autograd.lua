@@ -1,0 +1,144 @@
+--- Gradients from Lua: backward, no_grad, and differentiable functions written in Lua.
+-- C never calls Lua: when the walk reaches a custom function it stops and says so (runtime/autograd.h).
+local ffi = require 'ffi'
+local C = require 'lumoe.ffi'
+local handle = require 'lumoe.handle'
+local status = require 'lumoe.status'
+local tensor = require 'lumoe.tensor'
+
+local autograd = {}
+local pointer, own, check = handle.pointer, handle.own, status.check
+
+local pending = {} -- id -> what a recorded custom function needs for its backward
+local next_id = 1
+local out, recorded = ffi.new 'lm_tensor *[1]', ffi.new 'int[1]'
+
+local function forget_freed()
+  local id = C.lm_custom_freed()
+  while id ~= 0 do
+    pending[id] = nil
+    id = C.lm_custom_freed()
+  end
+end
+
+--- Runs f() without recording; returns what it returns.
+function autograd.no_grad(f, ...)
+  local before = C.lm_grad_set_enabled(0)
+  local function done(ok, ...)
+    C.lm_grad_set_enabled(before)
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return done(xpcall(f, function(message) return message end, ...))
+end
+
+-- The custom function that is due: its outputs' gradients in, its inputs' out.
+local function run_custom()
+  local node = pending[C.lm_backward_custom()]
+  local grads = {}
+  for i = 1, node.outputs do
+    check(C.lm_backward_custom_grad(i - 1, out))
+    grads[i] = out[0] ~= nil and own(out[0]) or nil
+  end
+  local given = { autograd.no_grad(node.backward, node.context, unpack(grads, 1, node.outputs)) }
+  for i = 1, node.inputs do
+    if given[i] ~= nil and C.lm_backward_custom_wants(i - 1) == 1 then
+      check(C.lm_backward_custom_give(i - 1, pointer(given[i], node.name .. ' backward', 'gradient ' .. i)))
+    end
+  end
+end
+
+--- Gradients of `root` (one element, unless `grad` is given) into the leaves' .grad, which accumulate.
+-- Options: grad = tensor of root's shape, retain_graph = false.
+function tensor.methods.backward(root, opts)
+  opts = tensor.options(opts, { grad = true, retain_graph = true }, 'backward')
+  check(C.lm_backward_begin(pointer(root, 'backward', 'self'),
+    opts.grad ~= nil and pointer(opts.grad, 'backward', 'grad') or nil, opts.retain_graph and 1 or 0))
+  local st = C.lm_backward_next()
+  while st == 1 do
+    local ok, message = pcall(run_custom)
+    if not ok then
+      C.lm_backward_cancel()
+      error(message, 0)
+    end
+    st = C.lm_backward_next()
+  end
+  forget_freed()
+  check(st)
+end
+
+--- A differentiable function with its own backward.
+--
+--     local cube = lumoe.custom {
+--       forward = function(ctx, x) ctx.x = x; return x * x * x end,
+--       backward = function(ctx, dy) return dy * ctx.x * ctx.x * 3 end,
+--     }
+--
+-- forward runs without recording and may return several tensors; backward gets one gradient for each
+-- (nil where none arrived) and returns one for each tensor argument of forward (nil for none).
+-- What ctx holds lives until backward is done, also across a scope.
+---@param def { forward: function, backward: function, name?: string }
+function autograd.custom(def)
+  tensor.options(def, { forward = true, backward = true, name = true }, 'custom')
+  local name = def.name or 'custom function'
+  return function(...)
+    local context, inputs = {}, {}
+    for i = 1, select('#', ...) do
+      local value = select(i, ...)
+      if tensor.is_tensor(value) then inputs[#inputs + 1] = value end
+    end
+    local outputs = { autograd.no_grad(def.forward, context, ...) }
+    local ins = ffi.new('lm_tensor *[?]', math.max(#inputs, 1))
+    for i, x in ipairs(inputs) do ins[i - 1] = pointer(x, name, 'argument ' .. i) end
+    -- An output that is an input, or a view of one, gets a header of its own.
+    for i, y in ipairs(outputs) do
+      if not tensor.is_tensor(y) then status.argument('%s: result %d is no tensor', name, i) end
+      outputs[i] = y:detach()
+    end
+    local outs = ffi.new('lm_tensor *[?]', math.max(#outputs, 1))
+    for i, y in ipairs(outputs) do outs[i - 1] = pointer(y) end
+    local id = next_id
+    check(C.lm_custom_record(id, #inputs, ins, #outputs, outs, recorded))
+    if recorded[0] == 1 then
+      next_id = next_id % 0x7ffffff0 + 1
+      for _, value in pairs(context) do
+        if tensor.is_tensor(value) then handle.keep(value) end
+      end
+      pending[id] = { backward = def.backward, context = context, name = name,
+        inputs = #inputs, outputs = #outputs }
+    end
+    return unpack(outputs)
+  end
+end
+
+-- What survives a scope: tensors, also inside tables (one level of each, without cycles).
+local function keep_all(value, seen)
+  if tensor.is_tensor(value) then
+    if handle.alive(value) then handle.keep(value) end
+  elseif type(value) == 'table' and not seen[value] then
+    seen[value] = true
+    for _, inner in pairs(value) do keep_all(inner, seen) end
+  end
+  return value
+end
+
+--- Runs f(...); the tensors it made are gone afterwards, except those that it returns
+-- (also in tables) or passed to `keep`. An error leaves the scope too.
+function autograd.scope(f, ...)
+  check(C.lm_scope_enter())
+  local function done(ok, ...)
+    if ok then
+      for i = 1, select('#', ...) do keep_all((select(i, ...)), {}) end
+    end
+    C.lm_scope_leave()
+    forget_freed()
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return done(xpcall(f, function(message) return message end, ...))
+end
+
+--- Takes a tensor, or all in a table, out of the open scopes.
+function autograd.keep(value) return keep_all(value, {}) end
+
+return autograd

@@ -1,0 +1,90 @@
+--- Makes a Lua function of every operation in runtime/ops.def, from the text of its parameters.
+--
+--   softmax(lm_tensor *x, int64_t dim, lm_tensor **out)   gives   softmax(x, dim) -> tensor
+--
+-- Tensors are followed and checked, `int` also takes a boolean or nil (0), the others are numbers;
+-- each `lm_tensor **` becomes a result. What does not fit (lists, shapes) is written by hand in
+-- tensor.lua, which gets the same C functions.
+local ffi = require 'ffi'
+local C = require 'lumoe.ffi'
+local handle = require 'lumoe.handle'
+local status = require 'lumoe.status'
+
+local bind = { signatures = {} }
+
+local function number(value, op, name)
+  if type(value) ~= 'number' then
+    status.argument('%s: %s must be a number, not %s', op, name, type(value))
+  end
+  return value
+end
+
+local function flag(value, op, name)
+  if value == nil or value == false then return 0 end
+  if value == true then return 1 end
+  return number(value, op, name)
+end
+
+local function parameters(text)
+  local list = {}
+  for item in text:gmatch '[^,]+' do
+    local type_, name = item:match '^%s*(.-%*?%*?)([%w_]+)%s*$'
+    list[#list + 1] = { type = type_:gsub('%s+', ''), name = name }
+  end
+  return list
+end
+
+local HANDLED = { ['lm_tensor*'] = true, ['LM_MAYBElm_tensor*'] = true, ['lm_tensor**'] = true,
+  int = true, int64_t = true, double = true }
+
+-- The source of one function, so that each op is its own small, traceable piece of Lua.
+local function source(op, params)
+  local names, arguments, outs, results = {}, {}, {}, {}
+  for _, p in ipairs(params) do
+    if p.type == 'lm_tensor**' then
+      outs[#outs + 1] = p.name
+      arguments[#arguments + 1] = 'out' .. #outs
+      results[#results + 1] = ('own(out%d[0])'):format(#outs)
+    else
+      names[#names + 1] = p.name
+      local call = p.type == 'int' and 'flag' or p.type:find('tensor', 1, true) and 'pointer' or 'number'
+      local argument = ('%s(%s, %q, %q)'):format(call, p.name, op, p.name)
+      if p.type:find('MAYBE', 1, true) then
+        argument = ('%s ~= nil and %s or nil'):format(p.name, argument)
+      end
+      arguments[#arguments + 1] = argument
+    end
+  end
+  local call = ('C.lm_%s(%s)'):format(op, table.concat(arguments, ', '))
+  return ([[
+    local C, pointer, own, number, flag, raise, relieve, out1, out2 = ...
+    return function(%s)
+      local st = %s
+      if st < 0 then
+        if st == %d and relieve() then st = %s end
+        if st < 0 then raise() end
+      end
+      return %s
+    end]]):format(table.concat(names, ', '), call, C.LM_EOOM, call, table.concat(results, ', '))
+end
+
+--- Binds every operation into `methods`, under its name.
+function bind.all(methods)
+  local i = 0
+  while true do
+    local text = C.lm_op_signature(i)
+    if text == nil then return end
+    local op, inside = ffi.string(text):match '^([%w_]+)%((.*)%)$'
+    local params = parameters(inside)
+    bind.signatures[op] = params
+    local fits = true
+    for _, p in ipairs(params) do fits = fits and HANDLED[p.type] and p.name ~= 'list' end
+    if fits then
+      methods[op] = assert(load(source(op, params), '@/lua/lumoe/ops/' .. op))(C, handle.pointer, handle.own,
+        number, flag, status.raise, handle.relieve, ffi.new 'lm_tensor *[1]', ffi.new 'lm_tensor *[1]')
+    end
+    i = i + 1
+  end
+end
+
+return bind

@@ -1,0 +1,135 @@
+/* memory.c - the pool behind tensor storage.
+ *
+ * A request is rounded up to a size class, eight to an octave, so at most an
+ * eighth is wasted and a batch of nearly the same shape finds the buffers of
+ * the one before. Free buffers of a class form a list through their first
+ * word. Buffers of 2 MiB and more are mapped on their own and ask for huge
+ * pages: page faults, not arithmetic, dominate the first touch of large ones. */
+#include "runtime/memory.h"
+#include "runtime/tensor_impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { MIN_SHIFT = 6, CLASSES = 8 * 48, MAPPED_FROM = 2 << 20 };
+
+typedef struct block {
+    struct block *next;
+} block;
+
+static block *freelist[CLASSES];
+static int64_t live[LM_MEM_PURPOSES], peak[LM_MEM_PURPOSES];
+static int64_t live_all, peak_all, pooled, limit;
+static int purpose_now = LM_MEM_ACTIVATIONS;
+static int fail_countdown;
+
+/* The class that holds `bytes`, and its rounded size. */
+static int size_class(int64_t bytes, int64_t *size) {
+    if (bytes <= 1 << MIN_SHIFT) return *size = 1 << MIN_SHIFT, 0;
+    int octave =
+        63 - __builtin_clzll((uint64_t)(bytes - 1)); /* 2^octave < bytes <= 2^(octave+1) */
+    int64_t step = octave >= MIN_SHIFT + 3 ? (int64_t)1 << (octave - 3) : 1 << MIN_SHIFT;
+    int64_t above = bytes - ((int64_t)1 << octave);
+    int64_t steps = (above + step - 1) / step;
+    *size = ((int64_t)1 << octave) + steps * step;
+    return 8 * (octave - MIN_SHIFT) + (int)steps;
+}
+
+static void *system_alloc(int64_t size) {
+    if (size < MAPPED_FROM) return aligned_alloc(64, (size_t)size);
+    void *p =
+        mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    madvise(p, (size_t)size, MADV_HUGEPAGE);
+    return p;
+}
+
+static void system_free(void *p, int64_t size) {
+    if (size < MAPPED_FROM) free(p);
+    else munmap(p, (size_t)size);
+}
+
+/* Sizes of a class, from the largest request that falls into it. */
+static int64_t class_size(int class) {
+    if (class == 0) return 1 << MIN_SHIFT;
+    int octave = (class - 1) / 8 + MIN_SHIFT, steps = (class - 1) % 8 + 1;
+    int64_t step = octave >= MIN_SHIFT + 3 ? (int64_t)1 << (octave - 3) : 1 << MIN_SHIFT;
+    return ((int64_t)1 << octave) + steps * step;
+}
+
+int lm__memory_alloc(int64_t bytes, void **out, int *purpose) {
+    if (fail_countdown > 0 && --fail_countdown == 0)
+        return lm_fail(LM_EOOM,
+                       "no memory: allocation of %lld bytes was made to fail by a test",
+                       (long long)bytes);
+    int64_t size;
+    int class = size_class(bytes, &size);
+    if (class >= CLASSES)
+        return lm_fail(LM_EOOM, "no memory: %lld bytes asked", (long long)bytes);
+    if (limit > 0 && live_all + size > limit)
+        return lm_fail(LM_EOOM, "no memory: %.1f MB asked, %.1f MB live of a limit of %.1f MB",
+                       (double)size / 1e6, (double)live_all / 1e6, (double)limit / 1e6);
+    void *p = freelist[class];
+    if (p) {
+        freelist[class] = freelist[class]->next;
+        pooled -= size;
+    } else {
+        p = system_alloc(size);
+        if (!p) lm_memory_trim(), p = system_alloc(size);
+        if (!p)
+            return lm_fail(LM_EOOM, "no memory: the system refused %.1f MB, %.1f MB live",
+                           (double)size / 1e6, (double)live_all / 1e6);
+    }
+    *out = p;
+    *purpose = purpose_now;
+    live[purpose_now] += size, live_all += size;
+    if (live[purpose_now] > peak[purpose_now]) peak[purpose_now] = live[purpose_now];
+    if (live_all > peak_all) peak_all = live_all;
+    return LM_OK;
+}
+
+void lm__memory_free(void *p, int64_t bytes, int purpose) {
+    int64_t size;
+    int class = size_class(bytes, &size);
+    live[purpose] -= size, live_all -= size;
+    block *b = p;
+    b->next = freelist[class];
+    freelist[class] = b;
+    pooled += size;
+}
+
+void lm__memory_rebook(int64_t bytes, int from, int to) {
+    int64_t size;
+    size_class(bytes, &size);
+    live[from] -= size, live[to] += size;
+    if (live[to] > peak[to]) peak[to] = live[to];
+}
+
+void lm_memory_trim(void) {
+    for (int class = 0; class < CLASSES; class ++)
+        while (freelist[class]) {
+            block *b = freelist[class];
+            freelist[class] = b->next;
+            system_free(b, class_size(class));
+            pooled -= class_size(class);
+        }
+}
+
+double lm_memory_live(int purpose) { return (double)(purpose < 0 ? live_all : live[purpose]); }
+double lm_memory_peak(int purpose) { return (double)(purpose < 0 ? peak_all : peak[purpose]); }
+double lm_memory_pooled(void) { return (double)pooled; }
+double lm_memory_limit(void) { return (double)limit; }
+void lm_memory_set_limit(double bytes) { limit = (int64_t)bytes; }
+void lm_test_fail_alloc(int n) { fail_countdown = n; }
+
+void lm_memory_reset_peak(void) {
+    memcpy(peak, live, sizeof peak);
+    peak_all = live_all;
+}
+
+int lm_memory_set_purpose(int purpose) {
+    int before = purpose_now;
+    if (purpose >= 0 && purpose < LM_MEM_PURPOSES) purpose_now = purpose;
+    return before;
+}

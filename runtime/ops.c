@@ -1,0 +1,64 @@
+/* ops.c - the list of operations as text, and what several of them share. */
+#include "runtime/ops/op.h"
+
+#include <string.h>
+
+static const char *const signature[] = {
+#define OP(name, params) #name #params,
+#include "runtime/ops.def"
+#undef OP
+    NULL,
+};
+
+const char *lm_op_signature(int i) {
+    int count = (int)(sizeof signature / sizeof *signature);
+    return i >= 0 && i < count ? signature[i] : NULL;
+}
+
+int lm__promote(const lm_tensor *a, const lm_tensor *b) {
+    int x = a->dtype, y = b->dtype;
+    if (x == y) return x;
+    bool fx = lm__is_float(x), fy = lm__is_float(y);
+    if (fx != fy) return fx ? x : y;
+    if (a->ndim == 0 && b->ndim > 0) return y; /* a lone number follows the tensor */
+    if (b->ndim == 0 && a->ndim > 0) return x;
+    if (fx) return LM_F32;
+    return x == LM_I64 || y == LM_I64 ? LM_I64 : LM_I32;
+}
+
+int lm__broadcast(const char *op, const lm_tensor *a, const lm_tensor *b, int *ndim,
+                  int64_t *shape) {
+    char as[96], bs[96];
+    int n = a->ndim > b->ndim ? a->ndim : b->ndim;
+    for (int d = 1; d <= n; d++) {
+        int64_t x = d <= a->ndim ? a->shape[a->ndim - d] : 1;
+        int64_t y = d <= b->ndim ? b->shape[b->ndim - d] : 1;
+        if (x != y && x != 1 && y != 1)
+            return lm_fail(
+                LM_ESHAPE, "%s: %s and %s do not broadcast: sizes %lld and %lld in dim %d", op,
+                lm__describe(a, as), lm__describe(b, bs), (long long)x, (long long)y, -d);
+        shape[n - d] = x == 1 ? y : x;
+    }
+    *ndim = n;
+    return LM_OK;
+}
+
+int lm__floating(const char *op, const lm_tensor *x) {
+    int st = lm__usable(op, x);
+    if (st == LM_OK && !lm__is_float(x->dtype))
+        st = lm_fail(LM_EDTYPE, "%s: wants f32 or bf16, not %s", op, lm_dtype_name(x->dtype));
+    return st;
+}
+
+void lm__around(const lm_tensor *x, int dim, int64_t *outer, int64_t *n, int64_t *inner) {
+    *outer = *inner = 1;
+    *n = x->ndim ? x->shape[dim] : 1;
+    for (int d = 0; d < dim; d++) *outer *= x->shape[d];
+    for (int d = dim + 1; d < x->ndim; d++) *inner *= x->shape[d];
+}
+
+int lm__finish(int st, lm_tensor *result, lm_tensor **out) {
+    if (st == LM_OK) *out = result;
+    else lm_tensor_release(result);
+    return st;
+}

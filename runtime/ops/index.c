@@ -1,0 +1,228 @@
+/* index.c - picking by ids: rows (embedding, index_select) and elements (gather), the way
+ * back (scatter_add), and one_hot. Gradients are added up in f32, in the order of the ids. */
+#include "runtime/ops/op.h"
+
+#include <string.h>
+
+static int ids_usable(const char *op, const lm_tensor *ids) {
+    int st = lm__usable(op, ids);
+    if (st == LM_OK && ids->dtype != LM_I32 && ids->dtype != LM_I64)
+        st = lm_fail(LM_EDTYPE, "%s: ids are %s; wants i32 or i64", op,
+                     lm_dtype_name(ids->dtype));
+    return st;
+}
+
+static int out_of_range(const char *op, const lm_tensor *ids, int64_t bad, int64_t n) {
+    double id = 0;
+    lm_tensor_get(ids, bad, &id);
+    return lm_fail(LM_EARG, "%s: id %.0f at position %lld is not in 0 to %lld", op, id,
+                   (long long)bad, (long long)n - 1);
+}
+
+/* ---- rows ---- */
+
+static int
+rows_backward(lm_node *n) { /* saved 0: ids; into a leaf's gradient if there is one */
+    lm_tensor *ids, *dy = NULL, *dw, *own = NULL;
+    bool fresh;
+    int64_t rows = n->edge[0].shape[0], width = 1;
+    for (int d = 1; d < n->edge[0].ndim; d++) width *= n->edge[0].shape[d];
+    int st = lm__saved(n, 0, &ids);
+    if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), lm__grad(n, 0)->dtype, &dy);
+    if (st == LM_OK) st = lm__leaf_grad(n, 0, &dw, &fresh);
+    if (st == LM_OK && fresh) st = lm__kernels(dy)->fill(dw->data, LM_F32, dw->numel, 0);
+    if (st == LM_OK && !dw) {
+        st = lm_tensor_full(LM_F32, n->edge[0].ndim, n->edge[0].shape, 0, &own);
+        dw = own;
+    }
+    if (st == LM_OK)
+        st = lm__kernels(dy)->scatter_add_rows(dy->dtype, ids->numel, width, rows,
+                                               (float *)(void *)dw->data, dy->data, ids->dtype,
+                                               ids->data);
+    lm_tensor_release(dy);
+    if (own && st == LM_OK) return lm__give(n, 0, own);
+    lm_tensor_release(own);
+    return st;
+}
+
+/* out [ids.., x's dims after the first] */
+static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, lm_tensor **out) {
+    char xs[96];
+    int st = lm__usable(op, x);
+    if (st == LM_OK) st = ids_usable(op, ids);
+    if (st != LM_OK) return st;
+    if (x->ndim == 0 || ids->ndim + x->ndim - 1 > LM_MAX_DIMS)
+        return lm_fail(LM_ESHAPE, "%s: cannot take rows of %s by ids with %d dims", op,
+                       lm__describe(x, xs), ids->ndim);
+    int64_t shape[2 * LM_MAX_DIMS], width = 1, bad = 0;
+    memcpy(shape, ids->shape, sizeof ids->shape);
+    for (int d = 1; d < x->ndim; d++) width *= shape[ids->ndim + d - 1] = x->shape[d];
+    lm_tensor *dense = NULL, *at = NULL, *y = NULL;
+    lm_node *n = NULL;
+    st = lm__tensor_dense(x, x->dtype, &dense);
+    if (st == LM_OK) st = lm__tensor_dense(ids, ids->dtype, &at);
+    if (st == LM_OK) st = lm_tensor_new(x->dtype, ids->ndim + x->ndim - 1, shape, &y);
+    if (st == LM_OK) {
+        st = lm__kernels(x)->gather_rows(x->dtype, at->numel, width, x->shape[0], y->data,
+                                         dense->data, at->dtype, at->data, &bad);
+        if (st == LM_EARG) st = out_of_range(op, at, bad, x->shape[0]);
+    }
+    if (st == LM_OK && lm__is_float(x->dtype))
+        st = lm__record(op, rows_backward, 1, &x, 1, &y, &n);
+    if (st == LM_OK) st = lm__save(n, 0, at);
+    lm_tensor_release(dense), lm_tensor_release(at);
+    return lm__finish(st, y, out);
+}
+
+int lm_embedding(lm_tensor *weight, lm_tensor *ids, lm_tensor **out) {
+    return rows_of("embedding", weight, ids, out);
+}
+
+int lm_index_select(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
+    char is[96];
+    int d = 0, st = lm__usable("index_select", x);
+    if (st == LM_OK) st = ids_usable("index_select", ids);
+    if (st == LM_OK) st = lm__dim("index_select", x, dim, &d);
+    if (st != LM_OK) return st;
+    if (ids->ndim != 1)
+        return lm_fail(LM_ESHAPE, "index_select: ids are %s, wants one dim",
+                       lm__describe(ids, is));
+    if (d == 0) return rows_of("index_select", x, ids, out);
+    lm_tensor *first = NULL, *rows = NULL;
+    st = lm_transpose(x, 0, d, &first);
+    if (st == LM_OK) st = rows_of("index_select", first, ids, &rows);
+    if (st == LM_OK) st = lm_transpose(rows, 0, d, out);
+    lm_tensor_release(first), lm_tensor_release(rows);
+    return st;
+}
+
+/* ---- elements ---- */
+
+/* torch.gather's rule: ids has x's dims, and no more of them than x outside dim; x is cut to
+ * fit. */
+static int cut_to(const char *op, lm_tensor *x, lm_tensor *ids, int dim, lm_tensor **out) {
+    char xs[96], is[96];
+    bool fits = x->ndim == ids->ndim && x->ndim > 0;
+    for (int d = 0; fits && d < x->ndim; d++) fits = d == dim || ids->shape[d] <= x->shape[d];
+    if (!fits)
+        return lm_fail(LM_ESHAPE, "%s: ids are %s, but x is %s", op, lm__describe(ids, is),
+                       lm__describe(x, xs));
+    int64_t shape[LM_MAX_DIMS];
+    memcpy(shape, ids->shape, sizeof shape);
+    shape[dim] = x->shape[dim];
+    return lm__tensor_view(x, x->ndim, shape, x->stride, 0, out);
+}
+
+/* g += elements of src at ids along dim; g is dense f32 and at least as large as ids. */
+static int add_at(const char *op, lm_tensor *g, int dim, lm_tensor *ids, lm_tensor *src) {
+    lm_tensor *part = NULL, *sum = NULL, *at = NULL, *dense = NULL;
+    int64_t outer, n, inner, bad = 0;
+    int st = cut_to(op, g, ids, dim, &part);
+    if (st == LM_OK)
+        st = lm__tensor_dense(part, LM_F32, &sum); /* g itself when nothing is cut */
+    if (st == LM_OK) st = lm__tensor_dense(ids, ids->dtype, &at);
+    if (st == LM_OK) st = lm__tensor_dense(src, src->dtype, &dense);
+    if (st == LM_OK) {
+        lm__around(sum, dim, &outer, &n, &inner);
+        st = lm__kernels(g)->scatter_add(dense->dtype, outer, n, inner, ids->shape[dim],
+                                         (float *)(void *)sum->data, dense->data, at->dtype,
+                                         at->data, &bad);
+        if (st == LM_EARG) st = out_of_range(op, at, bad, n);
+        if (st == LM_OK && sum->storage != part->storage) st = lm_tensor_copy(part, sum);
+    }
+    lm_tensor_release(part), lm_tensor_release(sum), lm_tensor_release(at),
+        lm_tensor_release(dense);
+    return st;
+}
+
+static int gather_backward(lm_node *n) {
+    lm_tensor *ids, *g = NULL;
+    int st = lm__saved(n, 0, &ids);
+    if (st == LM_OK) st = lm_tensor_full(LM_F32, n->edge[0].ndim, n->edge[0].shape, 0, &g);
+    if (st == LM_OK) st = add_at("gather", g, (int)n->i[0], ids, lm__grad(n, 0));
+    if (st == LM_OK) return lm__give(n, 0, g);
+    lm_tensor_release(g);
+    return st;
+}
+
+int lm_gather(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
+    int d = 0, st = lm__usable("gather", x);
+    if (st == LM_OK) st = ids_usable("gather", ids);
+    if (st == LM_OK) st = lm__dim("gather", x, dim, &d);
+    if (st != LM_OK) return st;
+    lm_tensor *part = NULL, *dense = NULL, *at = NULL, *y = NULL;
+    lm_node *n = NULL;
+    int64_t outer, size, inner, bad = 0;
+    st = cut_to("gather", x, ids, d, &part);
+    if (st == LM_OK) st = lm__tensor_dense(part, x->dtype, &dense);
+    if (st == LM_OK) st = lm__tensor_dense(ids, ids->dtype, &at);
+    if (st == LM_OK) st = lm__tensor_like(ids, x->dtype, &y);
+    if (st == LM_OK) {
+        lm__around(dense, d, &outer, &size, &inner);
+        st = lm__kernels(x)->gather(x->dtype, outer, size, inner, ids->shape[d], y->data,
+                                    dense->data, at->dtype, at->data, &bad);
+        if (st == LM_EARG) st = out_of_range("gather", at, bad, size);
+    }
+    if (st == LM_OK && lm__is_float(x->dtype))
+        st = lm__record("gather", gather_backward, 1, &x, 1, &y, &n);
+    if (st == LM_OK && n) n->i[0] = d, st = lm__save(n, 0, at);
+    lm_tensor_release(part), lm_tensor_release(dense), lm_tensor_release(at);
+    return lm__finish(st, y, out);
+}
+
+static int scatter_add_backward(lm_node *n) { /* dx = dy, dsrc = dy gathered */
+    lm_tensor *ids, *g, *dy = lm__grad(n, 0);
+    int st = lm__saved(n, 0, &ids);
+    if (st == LM_OK && lm__wants(n, 1)) {
+        st = lm_gather(dy, n->i[0], ids, &g);
+        if (st == LM_OK) st = lm__give(n, 1, g);
+    }
+    if (st != LM_OK) return st;
+    lm_tensor_retain(dy);
+    return lm__give(n, 0, dy);
+}
+
+int lm_scatter_add(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor *src, lm_tensor **out) {
+    char is[96], ss[96];
+    int d = 0, st = lm__floating("scatter_add", x);
+    if (st == LM_OK) st = lm__floating("scatter_add", src);
+    if (st == LM_OK) st = ids_usable("scatter_add", ids);
+    if (st == LM_OK) st = lm__dim("scatter_add", x, dim, &d);
+    if (st != LM_OK) return st;
+    if (!lm__same_shape(ids, src))
+        return lm_fail(LM_ESHAPE, "scatter_add: ids are %s, but src is %s",
+                       lm__describe(ids, is), lm__describe(src, ss));
+    lm_tensor *sum = NULL, *y = NULL;
+    lm_node *n = NULL;
+    st = lm__tensor_like(x, LM_F32, &sum);
+    if (st == LM_OK) st = lm_tensor_copy(sum, x);
+    if (st == LM_OK) st = add_at("scatter_add", sum, d, ids, src);
+    if (st == LM_OK) st = lm__tensor_dense(sum, x->dtype, &y);
+    if (st == LM_OK)
+        st = lm__record("scatter_add", scatter_add_backward, 2, (lm_tensor *[]){x, src}, 1, &y,
+                        &n);
+    if (st == LM_OK && n) n->i[0] = d, st = lm__save(n, 0, ids);
+    lm_tensor_release(sum);
+    return lm__finish(st, y, out);
+}
+
+int lm_one_hot(lm_tensor *ids, int64_t classes, lm_tensor **out) {
+    char is[96];
+    int st = ids_usable("one_hot", ids);
+    if (st != LM_OK) return st;
+    if (ids->ndim == LM_MAX_DIMS || classes < 0)
+        return lm_fail(LM_ESHAPE, "one_hot: %lld classes for %s", (long long)classes,
+                       lm__describe(ids, is));
+    int64_t shape[LM_MAX_DIMS];
+    memcpy(shape, ids->shape, sizeof shape);
+    shape[ids->ndim] = classes;
+    lm_tensor *y = NULL, *at = NULL, *ones = NULL;
+    int before = lm_grad_set_enabled(0);
+    st = lm_tensor_full(LM_F32, ids->ndim + 1, shape, 0, &y);
+    if (st == LM_OK) st = lm_unsqueeze(ids, -1, &at);
+    if (st == LM_OK) st = lm_tensor_full(LM_F32, at->ndim, at->shape, 1, &ones);
+    if (st == LM_OK) st = add_at("one_hot", y, ids->ndim, at, ones);
+    lm_grad_set_enabled(before);
+    lm_tensor_release(at), lm_tensor_release(ones);
+    return lm__finish(st, y, out);
+}

@@ -1,0 +1,67 @@
+/* tensor_impl.h - what the runtime's own files know of a tensor. */
+#ifndef LM_TENSOR_IMPL_H
+#define LM_TENSOR_IMPL_H
+
+#include "runtime/memory.h"
+#include "runtime/tensor.h"
+
+#include <stdbool.h>
+
+typedef struct lm_node lm_node;
+
+typedef struct lm_storage {
+    int refs;
+    int purpose;
+    uint32_t
+        version; /* counts writes, so that backward can tell what it saved from what is there */
+    int64_t bytes;
+    char *data;
+} lm_storage;
+
+struct lm_tensor {
+    int refs;
+    int8_t dtype;
+    int8_t ndim;
+    bool requires_grad;
+    int64_t numel;
+    int64_t shape[LM_MAX_DIMS];
+    int64_t stride[LM_MAX_DIMS]; /* in elements; 0 where expanded */
+    char *data;                  /* first element, inside storage */
+    lm_storage *storage;         /* NULL once disposed */
+    lm_node *node;   /* what computed it, or its leaf node; NULL without gradients */
+    int output;      /* which output of node */
+    lm_tensor *grad; /* leaves only */
+    int64_t id;
+};
+
+/* memory.c */
+int lm__memory_alloc(int64_t bytes, void **out, int *purpose);
+void lm__memory_free(void *p, int64_t bytes, int purpose);
+void lm__memory_rebook(int64_t bytes, int from, int to);
+
+/* A contiguous tensor of another's shape. */
+int lm__tensor_like(const lm_tensor *x, int dtype, lm_tensor **out);
+/* A new header over x's storage, without gradients. */
+int lm__tensor_alias(lm_tensor *x, lm_tensor **out);
+/* A view with its own shape and strides, offset in elements from x's first. No gradients. */
+int lm__tensor_view(lm_tensor *x, int ndim, const int64_t *shape, const int64_t *stride,
+                    int64_t offset, lm_tensor **out);
+/* x itself (retained) when it is contiguous and of the dtype, else a copy. No gradients. */
+int lm__tensor_dense(lm_tensor *x, int dtype, lm_tensor **out);
+/* LM_EDISPOSED or LM_EARG unless x can be read by `op`. */
+int lm__usable(const char *op, const lm_tensor *x);
+
+bool lm__is_float(int dtype);
+bool lm__same_shape(const lm_tensor *a, const lm_tensor *b);
+/* dim in [-ndim, ndim) to [0, ndim); a scalar counts as one dim. */
+int lm__dim(const char *op, const lm_tensor *x, int64_t dim, int *out);
+/* "[2, 3] f32" into buf, which it returns. */
+char *lm__describe(const lm_tensor *t, char buf[96]);
+char *lm__shape_text(int ndim, const int64_t *shape, char buf[96]);
+void lm__contiguous_strides(int ndim, const int64_t *shape, int64_t *stride);
+/* Strides under which src reads as `shape`; LM_ESHAPE (no sentence) when it does not broadcast.
+ */
+int lm__broadcast_strides(const lm_tensor *src, int ndim, const int64_t *shape,
+                          int64_t *stride);
+
+#endif
