@@ -1,3 +1,3 @@
 std = 'luajit'
-max_line_length = 110
+max_line_length = 140
 files['tests'] = { std = '+busted' }

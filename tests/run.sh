@@ -8,11 +8,11 @@ pattern=${2-}
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 if [ -z "$pattern" ]; then
-  exec ctest --test-dir "$build" --output-on-failure
+  exec ctest --test-dir "$build" --no-label-summary --output-on-failure
 fi
 
 chosen=$(
-  find tests -name '*_spec.lua' | while IFS= read -r spec; do
+  find tests -name '*_spec.lua' -o -name kernels_test.c | while IFS= read -r spec; do
     case $spec in
       *"$pattern"*) printf '%s\n' "$spec" ;;
       *) grep -E '(describe|it) *\(?' "$spec" | grep -qF -- "$pattern" && printf '%s\n' "$spec" ;;
@@ -24,4 +24,4 @@ if [ -z "$chosen" ]; then
   exit 1
 fi
 regex=$(printf '%s\n' "$chosen" | sed 's/[.]/[.]/g' | paste -sd '|')
-LUMOE_TEST_PATTERN=$pattern exec ctest --test-dir "$build" --output-on-failure -R "^($regex)\$"
+LUMOE_TEST_PATTERN=$pattern exec ctest --test-dir "$build" --no-label-summary --output-on-failure -R "^($regex)\$"

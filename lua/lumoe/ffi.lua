@@ -13,4 +13,13 @@ end
 ffi.cdef(file:read '*a')
 file:close()
 
-return ffi.load(share .. '/../../lib/liblumoe.so') -- package.loaded anchors it
+local C = ffi.load(share .. '/../../lib/liblumoe.so') -- package.loaded anchors it
+
+-- Ctrl-C also frees a rank that waits for the others. (Our program has this module; a plain
+-- luajit has not, and then dies of Ctrl-C anyway.)
+local ours, host = pcall(require, 'lumoe.host')
+if ours then
+  host.interrupt_wakes(tonumber(ffi.cast('intptr_t', C.lm_dist_interrupt)))
+end
+
+return C

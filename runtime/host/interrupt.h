@@ -13,5 +13,6 @@ int lm_interrupt_raised(void);
 /* Lua's functions of the module lumoe.host that belong to interrupts. */
 int lm_interrupt_l_policy(lua_State *L);
 int lm_interrupt_l_count(lua_State *L);
+int lm_interrupt_l_wakes(lua_State *L);
 
 #endif

@@ -124,10 +124,12 @@ static const char paths[] =
  *   interrupts(raise_at, kill_at) Ctrl-C raises from the raise_at-th on, the
  *                                kill_at-th ends the process; the count restarts.
  *                                At start (1, 3).
- *   interrupted()                the count */
+ *   interrupted()                the count
+ *   interrupt_wakes(address)     a C function to call at an interrupt that raises */
 static int open_host(lua_State *L) {
     static const luaL_Reg functions[] = {{"interrupts", lm_interrupt_l_policy},
                                          {"interrupted", lm_interrupt_l_count},
+                                         {"interrupt_wakes", lm_interrupt_l_wakes},
                                          {NULL, NULL}};
     lua_newtable(L);
     luaL_register(L, NULL, functions);
