@@ -28,17 +28,22 @@ end
 --- Returns `opts` if it has all that is wanted and nothing else.
 ---@param who string     the function, for the message
 ---@param opts table
----@param wanted table<string, string>  name -> type as `type()` says it, `?` behind it where it may be left out; `any` fits all
+---@param wanted table<string, string>  name -> type as `type()` says it, or `any`; with a `?` behind it,
+---  the option may be left out
 ---@return table opts
 function options.check(who, opts, wanted)
   if type(opts) ~= 'table' then options.raise(who, 'wants a table of options, not a %s', type(opts)) end
   for name in pairs(opts) do
-    if not wanted[name] then options.raise(who, "no option '%s'; there are: %s", tostring(name), known_names(wanted)) end
+    if not wanted[name] then
+      options.raise(who, "no option '%s'; there are: %s", tostring(name), known_names(wanted))
+    end
   end
   for name, kind in pairs(wanted) do
     local plain, optional = kind:match '^(%a+)(%??)$'
     local value = opts[name]
-    if value == nil and optional == '' then options.raise(who, "option '%s' (a %s) is missing", name, plain) end
+    if value == nil and optional == '' then
+      options.raise(who, "option '%s' (a %s) is missing", name, plain)
+    end
     if value ~= nil and plain ~= 'any' and type(value) ~= plain then
       options.raise(who, "option '%s' must be a %s, not a %s", name, plain, type(value))
     end

@@ -1,4 +1,4 @@
---- A file with one JSON object per line, each flushed as it is written: after a kill at most the last line is torn.
+--- A file with one JSON object per line, each flushed as it is written: a kill tears at most the last line.
 local cjson = require('cjson').new()
 local options = require 'lumoe.options'
 

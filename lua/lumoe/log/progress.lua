@@ -24,7 +24,7 @@ local function short(value)
   for _, unit in ipairs { { 1e12, 'T' }, { 1e9, 'G' }, { 1e6, 'M' }, { 1e3, 'k' } } do
     if value >= unit[1] then return ('%.1f%s'):format(value / unit[1], unit[2]) end
   end
-  return value >= 100 and ('%.0f'):format(value) or value >= 1 and ('%.1f'):format(value) or ('%.2f'):format(value)
+  return (value >= 100 and '%.0f' or value >= 1 and '%.1f' or '%.2f'):format(value)
 end
 
 local KNOWN = { -- fields with a form of their own, in the order in which they are shown
@@ -73,10 +73,11 @@ local function describe(self, now)
     local left = self.total - self.done
     times = times .. '<' .. (left <= 0 and '00:00' or rate > 0 and clock_face(left / rate) or '?')
   end
-  local speed = self.tokens > 0 and short(token_rate) .. ' tok/s' or ('%s %s/s'):format(short(rate), self.unit)
+  local speed = ('%s %s/s'):format(short(rate), self.unit)
+  if self.tokens > 0 then speed = short(token_rate) .. ' tok/s' end
   local parts = { times, speed }
   for _, part in ipairs(postfix(self.fields)) do parts[#parts + 1] = part end
-  local done = self.total and count(self.done) .. '/' .. count(self.total) or ('%s %s'):format(count(self.done), self.unit)
+  local done = count(self.done) .. (self.total and '/' .. count(self.total) or ' ' .. self.unit)
   return done, '[' .. table.concat(parts, ', ') .. ']'
 end
 
@@ -125,8 +126,8 @@ end
 
 --- Says that `n` more units are done.
 ---@param n integer
----@param fields? table  shown behind the rate until replaced: `loss`, `dropped` (a fraction), `lr`, anything else by its
----  name; `tokens` (those of these n units) is not shown but makes the rate one of tokens
+---@param fields? table  shown behind the rate until replaced: `loss`, `dropped` (a fraction), `lr`,
+---  anything else by its name; `tokens` (those of these n units) makes the rate one of tokens
 function Progress:update(n, fields)
   self.done = self.done + n
   if fields then
@@ -165,12 +166,13 @@ function Progress:close()
 end
 
 local WANTED = {
-  total = 'number?', desc = 'string?', initial = 'number?', unit = 'string?', scale = 'boolean?', quiet = 'boolean?',
+  total = 'number?', desc = 'string?', initial = 'number?', unit = 'string?', scale = 'boolean?',
+  quiet = 'boolean?',
   stream = 'any?', terminal = 'boolean?', utf8 = 'boolean?', width = 'number?', clock = 'function?',
 }
 
 --- Starts a progress line.
----@param opts { total: integer?, desc: string?, initial: integer?, unit: string?, scale: boolean?, quiet: boolean? }
+---@param opts table  total, initial: integer?; desc, unit: string?; scale, quiet: boolean?
 ---  total: units in all, if known; initial: those done before, when a job resumes; unit: its name (`it`);
 ---  scale: counts as 12.3M; quiet: print nothing (ranks other than 0).
 ---  stream (stderr), terminal, utf8, width and clock replace what is found out about the terminal
@@ -183,10 +185,12 @@ local function progress(opts)
   if utf8 == nil then utf8 = terminal.utf8() end
   local initial, now = opts.initial or 0, clock()
   return setmetatable({
-    total = opts.total, desc = opts.desc or '', unit = opts.unit or 'it', scale = opts.scale, quiet = opts.quiet,
+    total = opts.total, desc = opts.desc or '', unit = opts.unit or 'it', scale = opts.scale,
+    quiet = opts.quiet,
     done = initial, tokens = 0, fields = {},
     started = now, samples = { { time = now, done = initial, tokens = 0 } },
-    stream = stream, clock = clock, terminal = is_terminal, utf8 = utf8, interval = is_terminal and REDRAW or PLAIN,
+    stream = stream, clock = clock, terminal = is_terminal, utf8 = utf8,
+    interval = is_terminal and REDRAW or PLAIN,
     width = function() return opts.width or terminal.width(stream) end, -- asked anew: windows are resized
   }, Progress)
 end

@@ -1,6 +1,7 @@
 --- Event files that TensorBoard reads: scalars by tag and step.
--- A file is a row of TFRecords, [length u64][crc of length u32][data][crc of data u32], little-endian; the data of
--- each is a protobuf message `Event`, of which only the few fields below are needed (tensorflow/core/util/event.proto).
+-- A file is a row of TFRecords, [length u64][crc of length u32][data][crc of data u32], little-endian; the
+-- data of each is a protobuf message `Event`, of which the few fields below are needed
+-- (tensorflow/core/util/event.proto).
 local bit = require 'bit'
 local ffi = require 'ffi'
 local lfs = require 'lfs'
@@ -27,7 +28,8 @@ end
 local function masked(crc) return bit.tobit(bor(rshift(crc, 15), lshift(crc, 17)) + 0xA282EAD8) end
 
 local function u32(value)
-  return string.char(band(value, 255), band(rshift(value, 8), 255), band(rshift(value, 16), 255), rshift(value, 24))
+  local function byte(shift) return band(rshift(value, shift), 255) end
+  return string.char(byte(0), byte(8), byte(16), byte(24))
 end
 
 local function tfrecord(data)
@@ -50,7 +52,9 @@ local function key(field, wire) return varint(field * 8 + wire) end
 local function integer(field, value) return key(field, VARINT) .. varint(value) end
 local function text(field, value) return key(field, BYTES) .. varint(#value) .. value end
 local function float(field, value) return key(field, FIXED32) .. ffi.string(ffi.new('float[1]', value), 4) end
-local function double(field, value) return key(field, FIXED64) .. ffi.string(ffi.new('double[1]', value), 8) end
+local function double(field, value)
+  return key(field, FIXED64) .. ffi.string(ffi.new('double[1]', value), 8)
+end
 
 -- Event { wall_time = 1; step = 2; file_version = 3; summary = 5; session_log = 7 }
 local function event(wall_time, step, what)
@@ -97,13 +101,14 @@ local function new_path(dir)
   local name = host:read '*l'
   host:close()
   for number = 0, math.huge do
-    local path = ('%s/events.out.tfevents.%010d.%s.%d.%d'):format(dir, os.time(), name, unistd.getpid(), number)
+    local path = ('%s/events.out.tfevents.%010d.%s.%d.%d'):format(
+      dir, os.time(), name, unistd.getpid(), number)
     if not lfs.attributes(path) then return path end
   end
 end
 
---- Opens a new event file in `dir`, which is made if it is missing. With `resume_step`, readers forget what earlier
--- files of the folder say about later steps.
+--- Opens a new event file in `dir`, which is made if it is missing. With `resume_step`, readers forget
+-- what earlier files of the folder say about later steps.
 ---@param dir string
 ---@param opts? { resume_step: integer?, clock: (fun(): number)? }  clock: seconds since 1970
 ---@return lumoe.TensorBoard

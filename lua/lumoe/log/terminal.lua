@@ -1,4 +1,4 @@
---- What is at the other end of a stream: a terminal or not, how wide, which colours and characters it can show.
+--- What is at the other end of a stream: a terminal or not, how wide, with which colours and characters.
 local ffi = require 'ffi'
 local stdio = require 'posix.stdio'
 local time = require 'posix.time'
@@ -24,7 +24,9 @@ function terminal.width(stream)
   if columns and columns > 0 then return columns end
   if io.type(stream) == 'file' then
     local size = ffi.new 'unsigned short[4]' -- rows, columns, and both in pixels
-    if ffi.C.lumoe_log_ioctl(stdio.fileno(stream), TIOCGWINSZ, size) == 0 and size[1] > 0 then return size[1] end
+    if ffi.C.lumoe_log_ioctl(stdio.fileno(stream), TIOCGWINSZ, size) == 0 and size[1] > 0 then
+      return size[1]
+    end
   end
   return 80
 end

@@ -32,8 +32,8 @@ end
 ---@param max_order integer
 ---@param matches number[]  one number per order, added to
 function ngrams.match(hyp, ref, max_order, matches)
-  local name_of, left = new_table(0, #ref * max_order), {} -- (prefix, symbol) -> name; name -> occurrences not yet matched
-  local names = 0
+  local name_of = new_table(0, #ref * max_order) -- (prefix, symbol) -> name
+  local left, names = {}, 0 -- name -> occurrences not yet matched
   for i = 1, #ref do
     local name = 0
     for j = i, math.min(i + max_order - 1, #ref) do
@@ -66,7 +66,9 @@ function ngrams.check_corpus(who, hyps, refs)
   for name, list in pairs { hyps = hyps or 'nil', refs = refs or 'nil' } do
     if type(list) ~= 'table' then options.raise(who, '%s must be a list of strings', name) end
     for i = 1, #list do
-      if type(list[i]) ~= 'string' then options.raise(who, '%s[%d] is a %s, not a string', name, i, type(list[i])) end
+      if type(list[i]) ~= 'string' then
+        options.raise(who, '%s[%d] is a %s, not a string', name, i, type(list[i]))
+      end
     end
   end
   if #hyps ~= #refs then options.raise(who, '%d hypotheses, but %d references', #hyps, #refs) end

@@ -12,7 +12,7 @@ local scores = {}
 ---@class lumoe.DirectionScores
 ---@field direction string        `<source>-<target>`, such as `de-en`
 ---@field sentences integer
----@field novel integer?          how many of them are novel; likewise below, nil where there is nothing to score
+---@field novel integer?          how many of them are novel; nil, here and below, where nothing says so
 ---@field novel_48 integer?
 ---@field bleu number
 ---@field chrf number
@@ -39,10 +39,12 @@ local function indices(count, wanted)
   return chosen
 end
 
-local EVALUATE = { direction = 'string', hyps = 'table', refs = 'table', novel = 'table?', pieces = 'table?', tm = 'table?' }
+local EVALUATE = {
+  direction = 'string', hyps = 'table', refs = 'table', novel = 'table?', pieces = 'table?', tm = 'table?',
+}
 
 --- Scores one direction: BLEU by the target language's tokenizer, chrF, and BLEU on the novel subsets.
----@param opts { direction: string, hyps: string[], refs: string[], novel: boolean[]?, pieces: integer[]?, tm: string[]? }
+---@param opts table  direction, hyps, refs: string[]; novel: boolean[]?, pieces: integer[]?, tm: string[]?
 ---  novel[i]: sentence i has no near-duplicate in training; pieces[i]: its length as the model sees it;
 ---  tm[i]: what the translation memory says
 ---@return lumoe.DirectionScores
@@ -50,23 +52,31 @@ function scores.evaluate(opts)
   options.check('evaluate', opts, EVALUATE)
   local hyps, refs, novel, pieces, tm = opts.hyps, opts.refs, opts.novel, opts.pieces, opts.tm
   for name, list in pairs { novel = novel, pieces = pieces, tm = tm } do
-    if #list ~= #refs then options.raise('evaluate', '%s has %d entries, but there are %d references', name, #list, #refs) end
+    if #list ~= #refs then
+      options.raise('evaluate', '%s has %d entries, but there are %d references', name, #list, #refs)
+    end
   end
   local target = opts.direction:match '%-([^-]+)$'
   if not target then options.raise('evaluate', "direction '%s' is not <source>-<target>", opts.direction) end
 
   local how = { tokenize = tokenize.for_language(target) }
   local function bleu_on(candidates, chosen)
-    if candidates and #chosen > 0 then return bleu(pick(candidates, chosen), pick(refs, chosen), how).score end
+    if candidates and #chosen > 0 then
+      return bleu(pick(candidates, chosen), pick(refs, chosen), how).score
+    end
   end
   local all, characters = bleu(hyps, refs, how), chrf(hyps, refs)
   local is_novel = indices(novel and #refs or 0, function(i) return novel[i] end)
-  local is_short = indices(novel and pieces and #refs or 0, function(i) return novel[i] and pieces[i] <= 48 end)
+  local is_short = indices(novel and pieces and #refs or 0, function(i)
+    return novel[i] and pieces[i] <= 48
+  end)
   return {
-    direction = opts.direction, sentences = #refs, novel = novel and #is_novel, novel_48 = novel and pieces and #is_short,
+    direction = opts.direction, sentences = #refs, novel = novel and #is_novel,
+    novel_48 = novel and pieces and #is_short,
     bleu = all.score, chrf = characters.score,
     bleu_novel = bleu_on(hyps, is_novel), bleu_novel_48 = bleu_on(hyps, is_short),
-    tm = tm and bleu(tm, refs, how).score, tm_novel = bleu_on(tm, is_novel), tm_novel_48 = bleu_on(tm, is_short),
+    tm = tm and bleu(tm, refs, how).score, tm_novel = bleu_on(tm, is_novel),
+    tm_novel_48 = bleu_on(tm, is_short),
     signature = all.signature, chrf_signature = characters.signature,
   }
 end
@@ -136,7 +146,9 @@ function scores.cells(rows)
   for _, column in ipairs(used) do heading[#heading + 1] = column[2] end
   local function add(row)
     local line = { row.direction, ('%d'):format(row.sentences) }
-    for _, column in ipairs(used) do line[#line + 1] = row[column[1]] and ('%.2f'):format(row[column[1]]) or '-' end
+    for _, column in ipairs(used) do
+      line[#line + 1] = row[column[1]] and ('%.2f'):format(row[column[1]]) or '-'
+    end
     lines[#lines + 1] = line
   end
   for _, row in ipairs(rows) do add(row) end
@@ -184,12 +196,13 @@ function scores.table(rows)
 end
 
 local FIELDS = {
-  'bleu', 'chrf', 'bleu_novel', 'bleu_novel_48', 'tm', 'tm_novel', 'tm_novel_48', 'sentences', 'novel', 'novel_48',
+  'bleu', 'chrf', 'bleu_novel', 'bleu_novel_48', 'tm', 'tm_novel', 'tm_novel_48', 'sentences',
+  'novel', 'novel_48',
   'signature', 'chrf_signature',
 }
 
---- Writes scores.json: `{ "de-en": { "bleu": …, "chrf": …, "bleu_novel": …, … }, … }`, a direction a line, in the
--- order of the rows; what could not be scored is null. The file is complete or absent, never half written.
+--- Writes scores.json: `{ "de-en": { "bleu": …, "chrf": …, "bleu_novel": …, … }, … }`, a direction a
+-- line, in the order of the rows; what could not be scored is null. The file is complete or absent.
 ---@param path string
 ---@param rows lumoe.DirectionScores[]
 function scores.write(path, rows)
@@ -198,8 +211,8 @@ function scores.write(path, rows)
     local fields = {}
     for f, name in ipairs(FIELDS) do
       local value = row[name]
-      local text = value and cjson.encode(type(value) == 'number' and tonumber(('%.4f'):format(value)) or value) or 'null'
-      fields[f] = ('"%s": %s'):format(name, text)
+      if type(value) == 'number' then value = tonumber(('%.4f'):format(value)) end
+      fields[f] = ('"%s": %s'):format(name, value and cjson.encode(value) or 'null')
     end
     lines[i] = ('  %s: {%s}'):format(cjson.encode(row.direction), table.concat(fields, ', '))
   end

@@ -7,7 +7,8 @@ local CHARACTER = '[^\128-\191][\128-\191]*' -- one UTF-8 sequence, or one byte 
 local WORD = '[^%s\28-\31]+' -- Python's str.split() also splits at \x1c .. \x1f
 
 local SPACES = { -- the spaces of str.split() beyond ASCII
-  ['\194\133'] = ' ', ['\194\160'] = ' ', ['\225\154\128'] = ' ', ['\226\128\168'] = ' ', ['\226\128\169'] = ' ',
+  ['\194\133'] = ' ', ['\194\160'] = ' ', ['\225\154\128'] = ' ', ['\226\128\168'] = ' ',
+  ['\226\128\169'] = ' ',
   ['\226\128\175'] = ' ', ['\226\129\159'] = ' ', ['\227\128\128'] = ' ',
 }
 for last = 128, 138 do SPACES['\226\128' .. string.char(last)] = ' ' end -- U+2000 .. U+200A
@@ -17,7 +18,8 @@ local function plain_spaces(line)
   return (line:gsub('[\194\225-\227][\128-\191]+', SPACES))
 end
 
-local ENTITIES = { { '&quot;', '"' }, { '&amp;', '&' }, { '&lt;', '<' }, { '&gt;', '>' } } -- in this order: &amp;lt; is <
+-- In this order: `&amp;lt;` is `<`.
+local ENTITIES = { { '&quot;', '"' }, { '&amp;', '&' }, { '&lt;', '<' }, { '&gt;', '>' } }
 
 --- Words of WMT's mteval-v13a: punctuation apart, except inside numbers.
 ---@param line string

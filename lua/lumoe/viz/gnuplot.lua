@@ -54,7 +54,9 @@ local function script(opts, kind, output)
         name, points == 1 and 'points pt 7' or 'lines', style, series.name and quoted(series.name) or "''")
     end
   end
-  if #plots == 0 then options.raise('curve', 'no points to draw%s', opts.title and " in '" .. opts.title .. "'" or '') end
+  if #plots == 0 then
+    options.raise('curve', 'no points to draw%s', opts.title and " in '" .. opts.title .. "'" or '')
+  end
 
   local function add(...) out[#out + 1] = (...) end
   add 'set encoding utf8'
@@ -98,15 +100,16 @@ local function draw(opts, kind)
 end
 
 local WANTED = {
-  series = 'table', title = 'string?', xlabel = 'string?', ylabel = 'string?', log_y = 'boolean?', width = 'number?',
+  series = 'table', title = 'string?', xlabel = 'string?', ylabel = 'string?', log_y = 'boolean?',
+  width = 'number?',
   height = 'number?', out = 'string?', kind = 'string?',
 }
 
 --- Draws curves into a file, or returns the picture.
----@param opts { series: table[], title: string?, xlabel: string?, ylabel: string?, log_y: boolean?, out: string?, kind: string? }
----  series: `{ name = …, x = numbers, y = numbers, faint = true? }` each; points that are not finite are left out;
----  out: a path that ends in .svg, .png or .txt; without it the picture is returned, its kind being `svg`, `png`
----  or `text` (default); width, height: pixels, or characters of text
+---@param opts table  series: table[]; title, xlabel, ylabel, out, kind: string?; log_y: boolean?
+---  series: `{ name = …, x = numbers, y = numbers, faint = true? }` each; points not finite are left out;
+---  out: a path that ends in .svg, .png or .txt; without it the picture is returned, its kind being `svg`,
+---  `png` or `text` (default); width, height: pixels, or characters of text
 ---@return string? picture  when there is no `out`
 local function curve(opts)
   options.check('curve', opts, WANTED)
@@ -114,7 +117,9 @@ local function curve(opts)
   if opts.out then
     local ending = opts.out:match '%.(%a+)$'
     kind = ending == 'txt' and 'text' or ending
-    if not TERMINALS[kind] then options.raise('curve', "'%s' does not end in .svg, .png or .txt", opts.out) end
+    if not TERMINALS[kind] then
+      options.raise('curve', "'%s' does not end in .svg, .png or .txt", opts.out)
+    end
   elseif not TERMINALS[kind] then
     options.raise('curve', "no kind '%s'; there are svg, png and text", kind)
   end

@@ -3,7 +3,9 @@ local options = require 'lumoe.options'
 
 local grid = {}
 
-local function finite(value) return type(value) == 'number' and value == value and math.abs(value) < math.huge end
+local function finite(value)
+  return type(value) == 'number' and value == value and math.abs(value) < math.huge
+end
 
 local function shares(row, columns)
   local sum, scaled = 0, {}
@@ -14,7 +16,7 @@ end
 
 ---@param who string  the function, for messages
 ---@param opts { rows: table, cols: table, values: number[][], normalize: 'rows'?, max: number? }
----  values[r][c] >= 0; what is nil or not finite is unknown; normalize = 'rows' turns counts into shares of their row
+---  values[r][c] >= 0, unknown where nil or not finite; normalize = 'rows' makes counts shares of their row
 ---@return { values: number[][], max: number, text: fun(value: number): string }
 function grid.prepare(who, opts)
   if #opts.values ~= #opts.rows then
@@ -25,11 +27,15 @@ function grid.prepare(who, opts)
   end
   local values, max = {}, opts.max or 0
   for r, row in ipairs(opts.values) do
-    if #row > #opts.cols then options.raise(who, 'row %d has %d values, but there are %d labels', r, #row, #opts.cols) end
+    if #row > #opts.cols then
+      options.raise(who, 'row %d has %d values, but there are %d labels', r, #row, #opts.cols)
+    end
     values[r] = opts.normalize and shares(row, #opts.cols) or row
     for c = 1, #opts.cols do
       local value = values[r][c]
-      if finite(value) and value < 0 then options.raise(who, 'value [%d][%d] is negative: %g', r, c, value) end
+      if finite(value) and value < 0 then
+        options.raise(who, 'value [%d][%d] is negative: %g', r, c, value)
+      end
       if finite(value) and not opts.max then max = math.max(max, value) end
     end
   end

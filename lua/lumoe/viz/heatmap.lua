@@ -4,7 +4,7 @@
 --           de    12  31   ·  57
 --           fr    40  22  21  17
 --
--- Cells are four columns wide where the map fits, else two: colours alone, or one digit, tenths of the largest.
+-- Cells are four columns wide where the map fits, else two: a colour, or a digit, tenths of the largest.
 local options = require 'lumoe.options'
 local terminal = require 'lumoe.log.terminal'
 local grid = require 'lumoe.viz.grid'
@@ -25,13 +25,17 @@ local function paint(text, fraction, colors)
   return ('\27[38;5;%d;48;2;%d;%d;%dm%s'):format(ink, red, green, blue, text)
 end
 
-local function digit(fraction) return fraction == 0 and '·' or ('%d'):format(math.min(9, math.floor(10 * fraction))) end
+local function digit(fraction)
+  return fraction == 0 and '·' or ('%d'):format(math.min(9, math.floor(10 * fraction)))
+end
 
 -- One cell: `size` columns of text.
 local function cell(map, value, size, colors)
   local known = map.finite(value)
   local fraction = known and value / map.max or 0
-  if colors > 0 and known then return paint(size == 2 and '  ' or right(map.text(value), 3) .. ' ', fraction, colors) end
+  if colors > 0 and known then
+    return paint(size == 2 and '  ' or right(map.text(value), 3) .. ' ', fraction, colors)
+  end
   local text = size == 4 and map.text(value) or known and digit(fraction) or '?'
   return (colors > 0 and RESET or '') .. (size == 4 and right(text, 3) .. ' ' or right(text, 2))
 end
@@ -71,9 +75,9 @@ local WANTED = {
 }
 
 --- A heat map for the terminal.
----@param opts { rows: table, cols: table, values: number[][], title: string?, normalize: 'rows'?, max: number? }
----  rows, cols: labels; values[r][c]: zero or more, nil where unknown; normalize = 'rows': show percentages of each
----  row's sum; max: the value of the last colour (the largest value).
+---@param opts table  rows, cols: table; values: number[][]; title: string?, normalize: 'rows'?, max: number?
+---  rows, cols: labels; values[r][c]: zero or more, nil where unknown; normalize = 'rows': show percentages
+---  of each row's sum; max: the value of the last colour (the largest value).
 ---  colors (0, 256, 2^24) and width replace what is found out about stream (stdout)
 ---@return string  lines, each ended
 local function heatmap(opts)
@@ -83,7 +87,9 @@ local function heatmap(opts)
   local colors, width = opts.colors or terminal.colors(stream), opts.width or terminal.width(stream)
 
   local label_width = terminal.columns(opts.title or '')
-  for _, label in ipairs(opts.rows) do label_width = math.max(label_width, terminal.columns(tostring(label))) end
+  for _, label in ipairs(opts.rows) do
+    label_width = math.max(label_width, terminal.columns(tostring(label)))
+  end
   local room = math.max(width - label_width - 3, 8)
   local size = #opts.cols * 4 <= room and 4 or 2
   local per_block = math.floor(room / size)
@@ -93,7 +99,8 @@ local function heatmap(opts)
   for from = 1, math.max(#opts.cols, 1), per_block do
     local to = math.min(from + per_block - 1, #opts.cols)
     local title = opts.title or ''
-    lines[#lines + 1] = title .. (' '):rep(label_width - terminal.columns(title) + 2) .. heading(opts.cols, from, to, size)
+    local gap = (' '):rep(label_width - terminal.columns(title) + 2)
+    lines[#lines + 1] = title .. gap .. heading(opts.cols, from, to, size)
     for r, label in ipairs(opts.rows) do
       local cells = { right(tostring(label), label_width), '  ' }
       for c = from, to do cells[#cells + 1] = cell(map, map.values[r][c], size, colors) end

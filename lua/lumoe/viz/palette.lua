@@ -1,8 +1,11 @@
 --- Colours for a fraction from 0 to 1: straight lines between a few anchors.
 local palette = {}
 
-palette.dark = { { 68, 1, 84 }, { 59, 82, 139 }, { 33, 145, 140 }, { 94, 201, 98 }, { 253, 231, 37 } } -- viridis: terminals
-palette.light = { { 248, 250, 252 }, { 190, 215, 238 }, { 107, 174, 214 }, { 33, 113, 181 }, { 8, 48, 107 } } -- blues: paper
+-- Viridis, for terminals.
+palette.dark = { { 68, 1, 84 }, { 59, 82, 139 }, { 33, 145, 140 }, { 94, 201, 98 }, { 253, 231, 37 } }
+
+-- Blues, for pages.
+palette.light = { { 248, 250, 252 }, { 190, 215, 238 }, { 107, 174, 214 }, { 33, 113, 181 }, { 8, 48, 107 } }
 
 ---@param anchors integer[][]
 ---@param fraction number  clamped to 0 .. 1

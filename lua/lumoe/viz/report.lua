@@ -16,7 +16,8 @@ h3 { font-size: 1rem; margin: .2rem 0; }
 .signature { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.plain td, .plain th { padding: .2rem .7rem; border-bottom: 1px solid #e4e7eb; text-align: right; font-weight: normal; }
+.plain td, .plain th { padding: .2rem .7rem; border-bottom: 1px solid #e4e7eb; text-align: right;
+  font-weight: normal; }
 .plain th { color: #616e7c; }
 .plain td:first-child, .plain th:first-child { text-align: left; padding-left: 0; }
 .plain .mean td { font-weight: 600; }
@@ -27,7 +28,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: .8rem; }
 .curves svg { width: 100%; height: auto; }
 .maps { display: flex; flex-wrap: wrap; gap: 1.4rem 2.4rem; }
-.map td, .map th { font-size: .78rem; font-weight: normal; text-align: center; padding: .12rem .2rem; min-width: 1.7rem; }
+.map td, .map th { font-size: .78rem; font-weight: normal; text-align: center; padding: .12rem .2rem;
+  min-width: 1.7rem; }
 .map.small td, .map.small th { min-width: .55rem; padding: .3rem 0; font-size: .6rem; }
 .map th { color: #616e7c; }
 .map th:first-child { text-align: right; padding-right: .5rem; font-size: .8rem; }
@@ -70,7 +72,9 @@ local function score_section(rows)
   local out, seen = { '<h2>Translation quality</h2>\n', plain_table(heading, lines, #rows + 1) }, {}
   for _, row in ipairs(rows) do
     for _, signature in ipairs { 'BLEU|' .. row.signature, 'chrF2|' .. row.chrf_signature } do
-      if not seen[signature] then out[#out + 1] = ('<div class="signature">%s</div>\n'):format(escape(signature)) end
+      if not seen[signature] then
+        out[#out + 1] = ('<div class="signature">%s</div>\n'):format(escape(signature))
+      end
       seen[signature] = true
     end
   end
@@ -112,8 +116,9 @@ local function heat_map(opts)
       local value = map.values[r][c]
       local red, green, blue = palette.at(palette.light, map.finite(value) and value / map.max or 0)
       local ink = palette.is_bright(red, green, blue) and '1f2933' or 'ffffff'
+      local text = map.text(value)
       out[#out + 1] = ('<td style="background:#%02x%02x%02x;color:#%s" title="%s, %s: %s">%s</td>'):format(
-        red, green, blue, ink, escape(label), escape(column), map.text(value), small and '' or map.text(value))
+        red, green, blue, ink, escape(label), escape(column), escape(text), small and '' or escape(text))
     end
     out[#out + 1] = '</tr>\n'
   end
@@ -135,7 +140,8 @@ local function sample_section(samples)
     out[#out + 1] = ('<div class="sample"><h3>%s</h3>\n'):format(escape(sample.direction or ''))
     for _, side in ipairs { 'source', 'hypothesis', 'reference' } do
       if sample[side] then
-        out[#out + 1] = ('<div><b>%s</b><span dir="auto">%s</span></div>\n'):format(side, escape(sample[side]))
+        out[#out + 1] = ('<div><b>%s</b><span dir="auto">%s</span></div>\n'):format(
+          side, escape(sample[side]))
       end
     end
     out[#out + 1] = '</div>\n'
@@ -144,7 +150,8 @@ local function sample_section(samples)
 end
 
 local WANTED = {
-  out = 'string', title = 'string?', about = 'string?', config = 'table?', curves = 'table?', scores = 'table?',
+  out = 'string', title = 'string?', about = 'string?', config = 'table?', curves = 'table?',
+  scores = 'table?',
   heatmaps = 'table?', tables = 'table?', samples = 'table?',
 }
 
@@ -160,7 +167,8 @@ local function report(opts)
   local title = opts.title or 'Lumoe'
   local page = {
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-    '<meta name="viewport" content="width=device-width">\n<title>', escape(title), '</title>\n<style>\n', STYLE,
+    '<meta name="viewport" content="width=device-width">\n<title>', escape(title),
+    '</title>\n<style>\n', STYLE,
     '</style>\n</head>\n<body>\n<h1>', escape(title), '</h1>\n',
   }
   local function add(part) page[#page + 1] = part end

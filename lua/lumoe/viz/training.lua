@@ -43,7 +43,8 @@ local CURVES = { -- field, title, what a unit is multiplied with, smoothed
 }
 
 --- Curves of loss, speed, drops, learning rate and gradient norm, as far as the records have them.
----@param records table[]  `log.read_jsonl(path)`: step, loss, valid_loss, tokens_per_s, dropped (a fraction), lr, grad_norm
+---@param records table[]  `log.read_jsonl(path)`: step, loss, valid_loss, tokens_per_s, lr, grad_norm,
+---  dropped (a fraction)
 ---@return table[] curves  what `viz.curve` and `viz.report` take
 local function training_curves(records)
   local curves = {}

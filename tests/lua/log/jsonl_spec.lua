@@ -67,7 +67,8 @@ describe('jsonl', function()
   end)
 
   it('refuses unknown options and paths', function()
-    assert.error_matches(function() log.jsonl(path, { resume = 3 }) end, "no option 'resume'; there are: resume_step")
+    assert.error_matches(function() log.jsonl(path, { resume = 3 }) end,
+      "no option 'resume'; there are: resume_step")
     assert.error_matches(function() log.jsonl(path .. '/x') end, 'jsonl: .*Not a directory')
   end)
 end)

@@ -4,8 +4,10 @@ local terminal = require 'lumoe.log.terminal'
 -- A stream that remembers, and a clock that is set.
 local function fake(opts)
   local written, now = {}, 100
-  opts.stream = { write = function(_, ...) for i = 1, select('#', ...) do written[#written + 1] = (select(i, ...)) end end,
-                  flush = function() end }
+  opts.stream = {
+    write = function(_, ...) written[#written + 1] = table.concat { ... } end,
+    flush = function() end,
+  }
   opts.clock = function() return now end
   if opts.utf8 == nil then opts.utf8 = true end
   local bar = log.progress(opts)
@@ -17,8 +19,8 @@ describe('progress, on a terminal', function()
     local bar, wait, text = fake { total = 1000, desc = 'train', terminal = true, width = 100 }
     wait(83)
     bar:update(450, { tokens = 431600, loss = 3.2101, dropped = 0.0123 })
-    assert.equal('\rtrain:  45%|███████████████            | 450/1000 [01:23<01:41, 5.2k tok/s, loss 3.210, drop 1.2%]\27[K',
-      (text():gsub('|█+[^ ]* +|', '|███████████████            |')))
+    assert.equal('\rtrain:  45%|████████████▌               | '
+      .. '450/1000 [01:23<01:41, 5.2k tok/s, loss 3.210, drop 1.2%]\27[K', text())
     assert.equal(99, terminal.columns((text():gsub('^\r', ''):gsub('\27%[K', ''))))
   end)
 
@@ -71,7 +73,9 @@ describe('progress, on a terminal', function()
   end)
 
   it('does without a total', function()
-    local bar, wait, text = fake { desc = 'reading', unit = 'lines', scale = true, terminal = true, width = 80 }
+    local bar, wait, text = fake {
+      desc = 'reading', unit = 'lines', scale = true, terminal = true, width = 80,
+    }
     wait(10)
     bar:update(61400)
     assert.equal('\rreading: 61.4k lines [00:10, 6.1k lines/s]\27[K', text())

@@ -53,9 +53,11 @@ describe('tensorboard', function()
 
   it('names what is wrong', function()
     local writer = log.tensorboard(dir)
-    assert.error_matches(function() writer:scalars(-1, {}) end, 'tensorboard: step must be an integer from 0, not %-1')
+    assert.error_matches(function() writer:scalars(-1, {}) end,
+      'tensorboard: step must be an integer from 0, not %-1')
     assert.error_matches(function() writer:scalars(1.5, {}) end, 'not 1.5')
     writer:close()
-    assert.error_matches(function() log.tensorboard(dir .. '/not/there') end, 'tensorboard: .*not/there: No such file')
+    assert.error_matches(function() log.tensorboard(dir .. '/not/there') end,
+      'tensorboard: .*not/there: No such file')
   end)
 end)

@@ -16,7 +16,9 @@ describe('bleu', function()
       local want = case.bleu[tokenizer]
 
       it(('cuts words like sacrebleu: %s, %s'):format(case.name, tokenizer), function()
-        for i, hyp in ipairs(case.hyps) do assert.same(case.tokens[tokenizer][i], tokenize[tokenizer](hyp)) end
+        for i, hyp in ipairs(case.hyps) do
+          assert.same(case.tokens[tokenizer][i], tokenize[tokenizer](hyp))
+        end
       end)
 
       it(('equals sacrebleu: %s, %s'):format(case.name, tokenizer), function()
@@ -52,7 +54,8 @@ describe('bleu', function()
     assert.matches('bleu: refs must be a list', message({ 'a' }, nil))
     assert.matches('bleu: hyps%[2%] is a number', message({ 'a', 1 }, { 'a', 'b' }))
     assert.matches("bleu: no tokenizer 'intl'", message({ 'a' }, { 'a' }, { tokenize = 'intl' }))
-    assert.matches("bleu: no option 'tokenise'; there are: tokenize", message({ 'a' }, { 'a' }, { tokenise = 'char' }))
+    assert.matches("bleu: no option 'tokenise'; there are: tokenize",
+      message({ 'a' }, { 'a' }, { tokenise = 'char' }))
     local _, err = pcall(function() metrics.bleu({ 'a' }, {}) end)
     assert.matches('bleu_spec.lua:%d+: bleu:', err)
   end)

@@ -23,7 +23,9 @@ describe('chrf', function()
 
   it('scores four directions of 800 sentences, with BLEU, within a second or so', function()
     local hyps, refs, state = {}, {}, 7
-    local words = { 'the', 'translation', 'of', 'this', 'sentence', 'opens', '«Datei»', 'größer', '1,000.5', 'Файл' }
+    local words = {
+      'the', 'translation', 'of', 'this', 'sentence', 'opens', '«Datei»', 'größer', '1,000.5', 'Файл',
+    }
     local function sentence()
       local line = {}
       for w = 1, 18 do

@@ -41,7 +41,9 @@ describe('scores.evaluate', function()
     assert.is_nil(got.bleu_novel)
     assert.is_nil(got.tm)
     assert.matches('tok:char', got.signature)
-    local none = metrics.evaluate { direction = 'de-en', hyps = HYPS, refs = REFS, novel = { false, false, false, false } }
+    local none = metrics.evaluate {
+      direction = 'de-en', hyps = HYPS, refs = REFS, novel = { false, false, false, false },
+    }
     assert.equal(0, none.novel)
     assert.is_nil(none.bleu_novel)
   end)
@@ -91,7 +93,8 @@ end)
 describe('scores.write', function()
   it('writes JSON with null for what could not be scored', function()
     local path = os.tmpname()
-    metrics.write_scores(path, { row 'de-en', metrics.evaluate { direction = 'en-ja', hyps = HYPS, refs = REFS } })
+    local japanese = metrics.evaluate { direction = 'en-ja', hyps = HYPS, refs = REFS }
+    metrics.write_scores(path, { row 'de-en', japanese })
     local file = assert(io.open(path))
     local text = file:read '*a'
     file:close()

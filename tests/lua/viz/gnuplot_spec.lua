@@ -46,7 +46,9 @@ describe('curve', function()
   end)
 
   it('leaves out what is not finite, and takes one point', function()
-    local text = viz.curve { series = { { x = { 1, 2, 3 }, y = { 1, 0 / 0, math.huge } } }, width = 40, height = 10 }
+    local text = viz.curve {
+      series = { { x = { 1, 2, 3 }, y = { 1, 0 / 0, math.huge } } }, width = 40, height = 10,
+    }
     assert.is_string(text)
   end)
 
@@ -58,7 +60,8 @@ describe('curve', function()
 
   it('names what is wrong', function()
     local function message(opts) return select(2, pcall(viz.curve, opts)) end
-    assert.matches("curve: no points to draw in 'Loss'", message { series = { { x = {}, y = {} } }, title = 'Loss' })
+    assert.matches("curve: no points to draw in 'Loss'",
+      message { series = { { x = {}, y = {} } }, title = 'Loss' })
     assert.matches("curve: 'x.gif' does not end in", message { series = LINE, out = 'x.gif' })
     assert.matches("curve: no kind 'gif'", message { series = LINE, kind = 'gif' })
     assert.matches('curve: .*not/there', message { series = LINE, out = '/not/there.svg' })

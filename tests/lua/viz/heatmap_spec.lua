@@ -10,7 +10,9 @@ end
 local function plain(text) return (text:gsub('\27%[[%d;]*m', '')) end
 
 local function wide(columns)
-  local opts = { title = 'decoder.1', rows = { 'de', 'zh_TW' }, cols = {}, values = { {}, {} }, normalize = 'rows' }
+  local opts = {
+    title = 'decoder.1', rows = { 'de', 'zh_TW' }, cols = {}, values = { {}, {} }, normalize = 'rows',
+  }
   for c = 1, columns do
     opts.cols[c], opts.values[1][c], opts.values[2][c] = c - 1, c, columns - c
   end
@@ -20,7 +22,8 @@ end
 describe('heatmap', function()
   it('shows shares of each row as numbers where there are no colours', function()
     local text = viz.heatmap {
-      title = 'encoder.1', rows = { 'de', 'fr' }, cols = { 0, 1, 2 }, values = { { 0, 100, 300 }, { 999, 1, 0 } },
+      title = 'encoder.1', rows = { 'de', 'fr' }, cols = { 0, 1, 2 },
+      values = { { 0, 100, 300 }, { 999, 1, 0 } },
       normalize = 'rows', colors = 0, width = 80,
     }
     assert.same({
@@ -66,10 +69,15 @@ describe('heatmap', function()
           local text = viz.heatmap(opts)
           local cells = 0
           for i, line in ipairs(lines_of(plain(text))) do
-            assert.is_true(terminal.columns(line) <= width, ('%d columns in %d: %s'):format(columns, width, line))
-            if i > 1 and colors == 0 and line:match '^ +de ' then cells = cells + select(2, line:gsub('%d+', '')) end
+            assert.is_true(terminal.columns(line) <= width,
+              ('%d columns in %d: %s'):format(columns, width, line))
+            if i > 1 and colors == 0 and line:match '^ +de ' then
+              cells = cells + select(2, line:gsub('%d+', ''))
+            end
           end
-          if colors == 0 then assert.is_true(cells == columns, columns .. ' columns, ' .. cells .. ' cells') end
+          if colors == 0 then
+            assert.is_true(cells == columns, columns .. ' columns, ' .. cells .. ' cells')
+          end
         end
       end
     end
@@ -77,13 +85,16 @@ describe('heatmap', function()
 
   it('shows values as they are without normalize, and ? for the unknown', function()
     local text = viz.heatmap {
-      rows = { 'a', 'b' }, cols = { 'x', 'y', 'z' }, values = { { 0.5, 12.3, 1500 }, { 0 / 0, nil, 0 } }, colors = 0, width = 80,
+      rows = { 'a', 'b' }, cols = { 'x', 'y', 'z' },
+      values = { { 0.5, 12.3, 1500 }, { 0 / 0, nil, 0 } }, colors = 0, width = 80,
     }
     assert.same({ '     x   y   z', 'a  0.5  12 >1k', 'b    ?   ?   ·', '(· is zero)' }, lines_of(text))
   end)
 
   it('takes experts nobody uses, and maps without rows', function()
-    local opts = { rows = { 'de' }, cols = { 0, 1 }, values = { { 0, 0 } }, normalize = 'rows', colors = 256, width = 80 }
+    local opts = {
+      rows = { 'de' }, cols = { 0, 1 }, values = { { 0, 0 } }, normalize = 'rows', colors = 256, width = 80,
+    }
     local text = viz.heatmap(opts)
     assert.matches('de    ·   ·', plain(text))
     viz.heatmap { rows = {}, cols = {}, values = {}, colors = 0, width = 80 }
@@ -98,11 +109,14 @@ describe('heatmap', function()
 
   it('names what is wrong', function()
     local function message(opts) return select(2, pcall(viz.heatmap, opts)) end
-    assert.matches('heatmap: 0 rows of values, but 1 labels', message { rows = { 'a' }, cols = {}, values = {} })
+    assert.matches('heatmap: 0 rows of values, but 1 labels',
+      message { rows = { 'a' }, cols = {}, values = {} })
     assert.matches('heatmap: row 1 has 2 values, but there are 1 labels',
       message { rows = { 'a' }, cols = { 'x' }, values = { { 1, 2 } } })
-    assert.matches('heatmap: value %[1%]%[1%] is negative: %-1', message { rows = { 'a' }, cols = { 'x' }, values = { { -1 } } })
-    assert.matches("normalize must be 'rows'", message { rows = {}, cols = {}, values = {}, normalize = 'columns' })
+    assert.matches('heatmap: value %[1%]%[1%] is negative: %-1',
+      message { rows = { 'a' }, cols = { 'x' }, values = { { -1 } } })
+    assert.matches("normalize must be 'rows'",
+      message { rows = {}, cols = {}, values = {}, normalize = 'columns' })
     assert.matches("no option 'colour'", message { rows = {}, cols = {}, values = {}, colour = 1 })
   end)
 end)

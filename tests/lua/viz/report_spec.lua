@@ -15,7 +15,8 @@ end
 -- Every element that is opened is closed, in order.
 local function assert_well_formed(html)
   local open, void = {}, { meta = true, ['!DOCTYPE'] = true, br = true }
-  for close, name, rest in html:gsub('<style>.-</style>', ''):gsub('<!%-%-.-%-%->', ''):gmatch '<(/?)([%a!][%w]*)([^>]*)>' do
+  html = html:gsub('<style>.-</style>', ''):gsub('<!%-%-.-%-%->', '')
+  for close, name, rest in html:gmatch '<(/?)([%a!][%w]*)([^>]*)>' do
     if close == '/' then
       assert.equal(name, table.remove(open))
     elseif not void[name] and rest:sub(-1) ~= '/' then
@@ -30,14 +31,18 @@ local TEXTS = { 'Open the file and save it.', 'The cat sat on the mat today.' }
 describe('report', function()
   it('holds everything in one file', function()
     local html = page {
-      title = 'A run', about = 'of 3 steps', config = { langs = 'de,fr', experts = 8, ['top-k'] = 2, rts = true },
+      title = 'A run', about = 'of 3 steps',
+      config = { langs = 'de,fr', experts = 8, ['top-k'] = 2, rts = true },
       scores = {
         metrics.evaluate { direction = 'de-en', hyps = TEXTS, refs = TEXTS, novel = { true, false } },
         metrics.evaluate { direction = 'fr-en', hyps = TEXTS, refs = TEXTS },
       },
       curves = { { title = 'Loss', series = { { x = { 1, 2, 3 }, y = { 3, 2, 1 } } } } },
       heatmaps = {
-        { title = 'encoder.1', rows = { 'de', 'fr' }, cols = { 0, 1 }, values = { { 1, 3 }, { 0, 5 } }, normalize = 'rows' },
+        {
+          title = 'encoder.1', rows = { 'de', 'fr' }, cols = { 0, 1 }, values = { { 1, 3 }, { 0, 5 } },
+          normalize = 'rows',
+        },
       },
       tables = { { title = 'Layers', heading = { 'layer', 'dead' }, rows = { { 'encoder.1', 1 } } } },
       samples = { { direction = 'de-en', source = 'Öffnen', hypothesis = 'Open', reference = 'Open it' } },
@@ -45,8 +50,10 @@ describe('report', function()
     assert_well_formed(html)
     assert.matches('<title>A run</title>', html)
     for _, text in ipairs {
-      'of 3 steps', '<td>de%-en</td>', '<tr class="mean"><td>mean → en</td>', 'tok:13a', '<svg', 'encoder.1',
-      'title="de, 1: 75">75</td>', 'title="fr, 0: ·">·</td>', '<th>dead</th>', 'Öffnen', '<dt>top%-k</dt><dd>2</dd>',
+      'of 3 steps', '<td>de%-en</td>', '<tr class="mean"><td>mean → en</td>', 'tok:13a', '<svg',
+      'encoder.1',
+      'title="de, 1: 75">75</td>', 'title="fr, 0: ·">·</td>', '<th>dead</th>', 'Öffnen',
+      '<dt>top%-k</dt><dd>2</dd>',
     } do assert.matches(text, html) end
     assert.not_matches('<script', html)
     assert.not_matches('src=', html)
@@ -89,7 +96,7 @@ describe('report', function()
     local html = page { title = 'A run', curves = { { series = { { x = { 1 }, y = { 1 } } } } } }
     gnuplot.installed = installed
     assert_well_formed(html)
-    assert.matches('No curves: gnuplot is not installed; on Debian or Ubuntu: apt%-get install gnuplot%-nox', html)
+    assert.is_truthy(html:find('No curves: ' .. gnuplot.MISSING, 1, true))
   end)
 
   it('refuses unknown parts and paths', function()

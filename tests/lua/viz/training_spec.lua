@@ -4,7 +4,9 @@ local viz = require 'lumoe.viz'
 local function run(steps)
   local records = { { config = true } }
   for step = 1, steps do
-    records[#records + 1] = { step = step, loss = 10 / step, dropped = 0.02, tokens_per_s = 5000 + step % 7, lr = 1e-3 }
+    records[#records + 1] = {
+      step = step, loss = 10 / step, dropped = 0.02, tokens_per_s = 5000 + step % 7, lr = 1e-3,
+    }
   end
   return records
 end
