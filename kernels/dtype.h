@@ -1,4 +1,4 @@
-/* dtype.h - the element types, and the comparisons. No includes: the FFI's declarations are made from it too. */
+/* dtype.h - the element types and the comparisons. No includes: the FFI reads it too. */
 #ifndef LM_DTYPE_H
 #define LM_DTYPE_H
 

@@ -174,13 +174,6 @@ static void cursor_next(const plan *p, int operands, cursor *c) {
     cursor_place(p, operands, c);
 }
 
-/* The part of `tasks` that the calling thread of a region owns. */
-static void share(int64_t tasks, int64_t *first, int64_t *last) {
-    int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-    *first = tasks * me / threads;
-    *last = tasks * (me + 1) / threads;
-}
-
 /* An operand's row as the loops want it; *unit says array or constant. */
 static const void *operand(int dtype, const void *x, int64_t off, int64_t step, int64_t n,
                            void *buf, int *unit) {
@@ -226,7 +219,7 @@ static void run(const plan *p, loop_fn *loop, int dtype, int out_dtype, void *ou
         float obuf[LM_CHUNK];
         int64_t task, last;
         cursor c;
-        share(tasks, &task, &last);
+        lm__share(tasks, &task, &last);
         if (task < last) cursor_at(p, 2, task, &c);
         for (; task < last; task++, cursor_next(p, 2, &c)) {
             int as, bs;
@@ -346,7 +339,7 @@ int lm_cpu_where(int dtype, int ndim, const int64_t *shape, void *out, const uin
     {
         int64_t task, last;
         cursor c;
-        share(tasks, &task, &last);
+        lm__share(tasks, &task, &last);
         if (task < last) cursor_at(&p, 3, task, &c);
         for (; task < last; task++, cursor_next(&p, 3, &c)) {
             void *po = (char *)out + (size_t)c.at * size;

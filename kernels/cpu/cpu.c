@@ -9,6 +9,7 @@ static _Thread_local struct {
 } slots[LM_SCRATCH_SLOTS];
 
 void *lm__scratch(int slot, size_t bytes) {
+    if (bytes == 0) bytes = 1; /* NULL means failure, even for nothing */
     if (slots[slot].bytes < bytes) {
         size_t rounded = (bytes + bytes / 4 + 4095) / 4096 * 4096; /* room to grow */
         free(slots[slot].data);

@@ -36,6 +36,13 @@ static inline int lm__threads(int64_t work) {
     return omp_get_max_threads();
 }
 
+/* The part of `tasks` that the calling thread of a region owns: first to last - 1. */
+static inline void lm__share(int64_t tasks, int64_t *first, int64_t *last) {
+    int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
+    *first = tasks * me / threads;
+    *last = tasks * (me + 1) / threads;
+}
+
 static inline int64_t lm__min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t lm__max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t lm__ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

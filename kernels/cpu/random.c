@@ -1,56 +1,116 @@
-/* random.c - arrays of random numbers, and dropout. Element j of row r is number
- * index(r) * n + j of the sequence (lm_draw), whatever thread makes it. */
+/* random.c - random arrays and dropout. Number i is a function of (seed, stream, i) alone
+ * (kernels/philox.h), so threads may take any part, and backward draws dropout's mask anew
+ * instead of keeping it. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/philox.h"
 
-/* Words at, at + 1, ... of the sequence. */
-static void words(const lm_draw *d, uint64_t at, int64_t n, uint32_t *out) {
-    uint32_t block[4];
-    for (int64_t j = 0; j < n;) {
-        uint64_t i = at + (uint64_t)j;
-        lm_philox(d->seed, d->stream, i / 4, block);
-        for (uint64_t lane = i % 4; lane < 4 && j < n; lane++) out[j++] = block[lane];
+LM_CLONES static void philox_blocks(uint32_t *out, uint64_t seed, uint64_t stream,
+                                    uint64_t block, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; b++) {
+        uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+        uint32_t c0 = (uint32_t)(block + (uint64_t)b), c1 = (uint32_t)((block + (uint64_t)b) >> 32);
+        uint32_t c2 = (uint32_t)stream, c3 = (uint32_t)(stream >> 32);
+#pragma GCC unroll 10
+        for (int round = 0; round < 10; round++) {
+            uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+            c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+            c1 = (uint32_t)p1;
+            c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+            c3 = (uint32_t)p0;
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        out[4 * b] = c0;
+        out[4 * b + 1] = c1;
+        out[4 * b + 2] = c2;
+        out[4 * b + 3] = c3;
     }
 }
 
-static uint64_t row_start(const lm_draw *d, int64_t row, int64_t n) {
-    return (uint64_t)(d->row_ids ? d->row_ids[row] : d->first + row) * (uint64_t)n;
+/* Words i to i + n - 1 of the sequence, n <= LM_CHUNK; buf has room for LM_CHUNK + 8. */
+static const uint32_t *words(uint32_t *buf, const lm_draw *d, uint64_t i, int64_t n) {
+    uint64_t skip = i % 4;
+    philox_blocks(buf, d->seed, d->stream, i / 4, lm__ceil_div(n + (int64_t)skip, 4));
+    return buf + skip;
 }
 
-/* A normal needs two words: those of the pair of elements it stands in. */
-static void normals(const lm_draw *d, uint64_t at, int64_t n, float *out) {
-    uint32_t block[4];
-    float pair[2];
-    for (int64_t j = 0; j < n; j++) {
-        uint64_t i = at + (uint64_t)j;
-        lm_philox(d->seed, d->stream, i / 4, block);
-        int p = (int)(i % 4 / 2);
-        lm_philox_normal(block[2 * p], block[2 * p + 1], pair);
-        out[j] = pair[i % 2];
-        if (i % 2 == 0 && j + 1 < n) out[++j] = pair[1];
+LM_CLONES static void uniform_row(float *y, const uint32_t *w, float lo, float width, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = lo + width * lm_philox_uniform(w[i]);
+}
+
+LM_CLONES static void dropout_row(float *y, const float *x, const uint32_t *w, uint32_t below,
+                                  float scale, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] = w[i] >= below ? x[i] * scale : 0.0f;
+}
+
+static uint64_t first_of_row(const lm_draw *d, int64_t r, int64_t n) {
+    return (uint64_t)(d->row_ids ? d->row_ids[r] : d->first + r) * (uint64_t)n;
+}
+
+/* A matrix in chunks: row r, columns j to j + len - 1. Short rows in sequence join into long
+ * ones, as their numbers do. */
+static void join_rows(const lm_draw *d, int64_t *rows, int64_t *n, lm_draw *joined) {
+    *joined = *d;
+    if (d->row_ids || *n == 0) return;
+    joined->first = 0;
+    *n *= *rows;
+    *rows = *n > 0;
+}
+
+typedef struct {
+    int dtype, normal;
+    float lo, width;    /* uniform; mean and standard deviation when normal */
+} distribution;
+
+static void fill_chunk(const distribution *how, float *y, const lm_draw *d, uint64_t i, int64_t n) {
+    uint32_t buf[LM_CHUNK + 8];
+    const uint32_t *w = words(buf, d, i, n);
+    if (!how->normal) {
+        uniform_row(y, w, how->lo, how->width, n);
+        return;
     }
+    for (int64_t j = 0; j < n; j++) { /* a pair lies at even numbers; a chunk may cut it */
+        float pair[2];
+        int odd = (int)((i + (uint64_t)j) & 1);
+        const uint32_t *p = w + j - odd;
+        lm_philox_normal(p[0], p[1], pair);
+        y[j] = how->lo + how->width * pair[odd];
+        if (!odd && j + 1 < n) y[++j] = how->lo + how->width * pair[1];
+    }
+}
+
+static int fill_random(const distribution *how, int64_t rows, int64_t n, void *out,
+                       const lm_draw *draw) {
+    if (!lm__is_float(how->dtype)) return LM_KERNEL_EDTYPE;
+    lm_draw d;
+    uint64_t start = draw->row_ids ? 0 : (uint64_t)draw->first * (uint64_t)n;
+    join_rows(draw, &rows, &n, &d);
+    int64_t pieces = lm__ceil_div(n, LM_CHUNK);
+#pragma omp parallel for schedule(static) num_threads(lm__threads(rows * n))
+    for (int64_t t = 0; t < rows * pieces; t++) {
+        float buf[LM_CHUNK];
+        int64_t r = t / pieces, j = t % pieces * LM_CHUNK, len = lm__min(LM_CHUNK, n - j);
+        float *y = lm__open(how->dtype, out, r * n + j, buf);
+        fill_chunk(how, y, &d, start + first_of_row(&d, r, n) + (uint64_t)j, len);
+        lm__close(how->dtype, out, r * n + j, len, y);
+    }
+    return LM_KERNEL_OK;
 }
 
 int lm_cpu_rand(int normal, int dtype, int64_t rows, int64_t n, void *out, double a, double b,
                 const lm_draw *draw) {
-    if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
-    int64_t pieces = lm__ceil_div(n, LM_CHUNK);
-    float scale = (float)(normal ? b : b - a), shift = (float)a;
-#pragma omp parallel for collapse(2) num_threads(lm__threads(rows *n))
+    distribution how = {dtype, normal, (float)a, (float)(normal ? b : b - a)};
+    return fill_random(&how, rows, n, out, draw);
+}
+
+int lm_cpu_random_bits(int64_t rows, int64_t n, uint32_t *out, const lm_draw *draw) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t p = 0; p < pieces; p++) {
-            float buf[LM_CHUNK];
-            uint32_t bits[LM_CHUNK];
-            int64_t from = p * LM_CHUNK, count = lm__min(n - from, LM_CHUNK);
-            uint64_t at = row_start(draw, r, n) + (uint64_t)from;
-            if (normal) normals(draw, at, count, buf);
-            else {
-                words(draw, at, count, bits);
-                for (int64_t j = 0; j < count; j++) buf[j] = lm_philox_uniform(bits[j]);
-            }
-            float *y = lm__open(dtype, out, r * n + from, buf);
-            for (int64_t j = 0; j < count; j++) y[j] = shift + scale * buf[j];
-            lm__close(dtype, out, r * n + from, count, y);
+        for (int64_t j = 0; j < n; j += LM_CHUNK) {
+            uint32_t buf[LM_CHUNK + 8];
+            int64_t len = lm__min(LM_CHUNK, n - j);
+            const uint32_t *w = words(buf, draw, first_of_row(draw, r, n) + (uint64_t)j, len);
+            for (int64_t i = 0; i < len; i++) out[r * n + j + i] = w[i];
         }
     return LM_KERNEL_OK;
 }
@@ -58,20 +118,21 @@ int lm_cpu_rand(int normal, int dtype, int64_t rows, int64_t n, void *out, doubl
 int lm_cpu_dropout(int dtype, int64_t rows, int64_t n, void *y, const void *x, double p,
                    const lm_draw *draw) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
+    uint32_t below = p >= 1 ? UINT32_MAX : (uint32_t)(p * 4294967296.0);
+    float scale = p >= 1 ? 0.0f : (float)(1 / (1 - p));
+    lm_draw d;
+    uint64_t start = draw->row_ids ? 0 : (uint64_t)draw->first * (uint64_t)n;
+    join_rows(draw, &rows, &n, &d);
     int64_t pieces = lm__ceil_div(n, LM_CHUNK);
-    float keep = p < 1 ? (float)(1 / (1 - p)) : 0;
-    uint32_t below = (uint32_t)(p * 16777216.0); /* of 2^24, as lm_philox_uniform */
-#pragma omp parallel for collapse(2) num_threads(lm__threads(rows *n))
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < pieces; c++) {
-            float in[LM_CHUNK], out[LM_CHUNK];
-            uint32_t bits[LM_CHUNK];
-            int64_t from = c * LM_CHUNK, count = lm__min(n - from, LM_CHUNK), at = r * n + from;
-            words(draw, row_start(draw, r, n) + (uint64_t)from, count, bits);
-            const float *xs = lm__load(dtype, x, at, count, in);
-            float *ys = lm__open(dtype, y, at, out);
-            for (int64_t j = 0; j < count; j++) ys[j] = bits[j] >> 8 < below ? 0 : xs[j] * keep;
-            lm__close(dtype, y, at, count, ys);
-        }
+#pragma omp parallel for schedule(static) num_threads(lm__threads(4 * rows * n))
+    for (int64_t t = 0; t < rows * pieces; t++) {
+        float in[LM_CHUNK], out[LM_CHUNK];
+        uint32_t buf[LM_CHUNK + 8];
+        int64_t r = t / pieces, j = t % pieces * LM_CHUNK, len = lm__min(LM_CHUNK, n - j);
+        const uint32_t *w = words(buf, &d, start + first_of_row(&d, r, n) + (uint64_t)j, len);
+        float *to = lm__open(dtype, y, r * n + j, out);
+        dropout_row(to, lm__load(dtype, x, r * n + j, len, in), w, below, scale, len);
+        lm__close(dtype, y, r * n + j, len, to);
+    }
     return LM_KERNEL_OK;
 }

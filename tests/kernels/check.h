@@ -85,5 +85,12 @@ TEST(test_elementwise);
 TEST(test_copy);
 TEST(test_reduce);
 TEST(test_gemm);
+TEST(test_grouped);
+TEST(test_softmax);
+TEST(test_norm);
+TEST(test_cross_entropy);
+TEST(test_index);
+TEST(test_random);
+TEST(test_optim);
 
 #endif

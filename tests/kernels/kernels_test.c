@@ -34,6 +34,13 @@ static const struct {
     {"copy", test_copy},
     {"reduce", test_reduce},
     {"gemm", test_gemm},
+    {"grouped", test_grouped},
+    {"softmax", test_softmax},
+    {"norm", test_norm},
+    {"cross_entropy", test_cross_entropy},
+    {"index", test_index},
+    {"random", test_random},
+    {"optim", test_optim},
 };
 
 int main(int argc, char **argv) {

@@ -1,0 +1,106 @@
+/* cross_entropy.c - the loss of a row of logits x with target t, lse = log sum exp x:
+ *
+ *   loss = (1 - s) (lse - x_t) + s (lse - mean(x)) + z lse^2
+ *   dx_c = scale (p_c (1 + 2 z lse) - (1 - s) [c == t] - s / n),  p = exp(x - lse)
+ *
+ * A row is read once, in chunks, with a running maximum; probabilities are never stored. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/vecmath.h"
+
+LM_CLONES static float chunk_max(const float *x, int64_t n) {
+    float m = -INFINITY;
+#pragma omp simd reduction(max : m)
+    for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+LM_CLONES static float chunk_exp_sum(const float *x, float shift, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += lm__exp(x[i] - shift);
+    return s;
+}
+
+LM_CLONES static float chunk_sum(const float *x, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += x[i];
+    return s;
+}
+
+LM_CLONES static void backward_chunk(float *dx, const float *x, float lse, float p_scale,
+                                     float flat, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) dx[i] = lm__exp(x[i] - lse) * p_scale - flat;
+}
+
+/* log sum exp of row r; *sum is that of x when asked for */
+static double row_lse(int dtype, const void *x, int64_t r, int64_t n, double *sum) {
+    float buf[LM_CHUNK];
+    double max = -INFINITY, total = 0;
+    for (int64_t i = 0; i < n; i += LM_CHUNK) {
+        int64_t len = lm__min(LM_CHUNK, n - i);
+        const float *v = lm__load(dtype, x, r * n + i, len, buf);
+        float m = chunk_max(v, len);
+        if ((double)m > max) {
+            total *= exp(max - (double)m);
+            max = (double)m;
+        }
+        total += (double)chunk_exp_sum(v, (float)max, len);
+        if (sum) *sum += (double)chunk_sum(v, len);
+    }
+    return max + log(total);
+}
+
+int lm_cpu_cross_entropy_fwd(int dtype, int64_t rows, int64_t n, float *loss, float *lse,
+                             const void *logits, const void *target, int target_dtype,
+                             int64_t ignore, double smoothing, double z_loss, int64_t *bad) {
+    if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
+    *bad = -1;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t t = lm__id(target_dtype, target, r);
+        if (t != ignore && (t < 0 || t >= n)) {
+            *bad = r;
+            return LM_KERNEL_EARG;
+        }
+    }
+#pragma omp parallel for schedule(static) num_threads(lm__threads(4 * rows * n))
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t t = lm__id(target_dtype, target, r);
+        loss[r] = lse[r] = 0;
+        if (t == ignore) continue;
+        double sum = 0, l = row_lse(dtype, logits, r, n, smoothing > 0 ? &sum : NULL);
+        double x = dtype == LM_F32 ? (double)((const float *)logits)[r * n + t]
+                                   : (double)lm_bf16_to_f32(((const uint16_t *)logits)[r * n + t]);
+        double value = (1 - smoothing) * (l - x) + z_loss * l * l;
+        if (smoothing > 0) value += smoothing * (l - sum / (double)n);
+        loss[r] = (float)value;
+        lse[r] = (float)l;
+    }
+    return LM_KERNEL_OK;
+}
+
+int lm_cpu_cross_entropy_bwd(int dtype, int64_t rows, int64_t n, void *dlogits,
+                             const void *logits, const float *lse, const void *target,
+                             int target_dtype, int64_t ignore, double smoothing, double z_loss,
+                             const float *row_scale) {
+    if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
+#pragma omp parallel for schedule(static) num_threads(lm__threads(4 * rows * n))
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t t = lm__id(target_dtype, target, r);
+        float scale = t == ignore ? 0.0f : row_scale[r];
+        float p_scale = scale * (1.0f + 2.0f * (float)z_loss * lse[r]);
+        float flat = scale * (float)(smoothing / (double)n);
+        for (int64_t i = 0; i < n; i += LM_CHUNK) {
+            float in[LM_CHUNK], out[LM_CHUNK];
+            int64_t len = lm__min(LM_CHUNK, n - i), at = r * n + i;
+            float *d = lm__open(dtype, dlogits, at, out);
+            if (t == ignore) /* whatever the logits are, inf and NaN too */
+                for (int64_t j = 0; j < len; j++) d[j] = 0;
+            else backward_chunk(d, lm__load(dtype, logits, at, len, in), lse[r], p_scale, flat, len);
+            if (t >= i && t < i + len && t != ignore) d[t - i] -= scale * (float)(1 - smoothing);
+            lm__close(dtype, dlogits, at, len, d);
+        }
+    }
+    return LM_KERNEL_OK;
+}

@@ -1,0 +1,174 @@
+/* norm.c - layer norm and RMS norm over rows.
+ *
+ *   layer: y = xhat w + b, xhat = (x - mean) rstd, rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+ *   rms:   y = xhat w,     xhat = x rstd,          rstd = 1 / sqrt(mean(x^2) + eps)
+ *   with g = dy w:  dx = rstd (g - [mean(g)] - xhat mean(g xhat)),  [..] for layer norm alone
+ *   dw = sum over rows of dy xhat,  db = sum over rows of dy
+ *
+ * The sums over rows go by blocks of ROWS rows, whose partial sums are added in order: any
+ * number of threads gives the same bits. */
+#include "kernels/cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { ROWS = 64 };
+
+LM_CLONES static float sum_row(const float *x, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += x[i];
+    return s;
+}
+
+LM_CLONES static float square_sum(const float *x, float mean, int64_t n) {
+    float s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += (x[i] - mean) * (x[i] - mean);
+    return s;
+}
+
+/* w and b may be NULL */
+LM_CLONES static void affine(float *y, const float *x, float mean, float rstd, const float *w,
+                             const float *b, int64_t n) {
+    if (w && b) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * rstd * w[i] + b[i];
+    } else if (w) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * rstd * w[i];
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * rstd + (b ? b[i] : 0.0f);
+    }
+}
+
+/* dx of one row; dw and db gather when not NULL. centred: layer norm */
+LM_CLONES static void backward_row(float *dx, float *dw, float *db, const float *dy,
+                                   const float *x, float mean, float rstd, const float *w,
+                                   int centred, int64_t n) {
+    float g_sum = 0, gx_sum = 0;
+    if (w) {
+#pragma omp simd reduction(+ : g_sum, gx_sum)
+        for (int64_t i = 0; i < n; i++) {
+            float g = dy[i] * w[i];
+            g_sum += g;
+            gx_sum += g * (x[i] - mean);
+        }
+    } else {
+#pragma omp simd reduction(+ : g_sum, gx_sum)
+        for (int64_t i = 0; i < n; i++) {
+            g_sum += dy[i];
+            gx_sum += dy[i] * (x[i] - mean);
+        }
+    }
+    if (dw) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) dw[i] += dy[i] * (x[i] - mean) * rstd;
+    }
+    if (db) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) db[i] += dy[i];
+    }
+    float c1 = centred ? g_sum / (float)n : 0.0f, c2 = gx_sum / (float)n * rstd * rstd;
+    if (w) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) dx[i] = rstd * (dy[i] * w[i] - c1 - (x[i] - mean) * c2);
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) dx[i] = rstd * (dy[i] - c1 - (x[i] - mean) * c2);
+    }
+}
+
+/* mean == NULL: RMS norm */
+static int forward(int dtype, int64_t rows, int64_t n, void *y, float *mean, float *rstd,
+                   const void *x, const void *weight, const void *bias, int w_dtype, double eps) {
+    if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
+    int failed = 0;
+#pragma omp parallel num_threads(lm__threads(2 * rows * n)) reduction(| : failed)
+    {
+        int64_t r, end;
+        lm__share(rows, &r, &end);
+        float *buf = lm__scratch(LM_SCRATCH_ROW, (size_t)(4 * n) * sizeof(float));
+        failed = !buf;
+        if (buf) {
+            const float *w = weight ? lm__load(w_dtype, weight, 0, n, buf) : NULL;
+            const float *b = bias ? lm__load(w_dtype, bias, 0, n, buf + n) : NULL;
+            for (; r < end; r++) {
+                const float *v = lm__load(dtype, x, r * n, n, buf + 2 * n);
+                float *out = lm__open(dtype, y, r * n, buf + 3 * n);
+                float m = mean ? sum_row(v, n) / (float)n : 0.0f;
+                float s = 1.0f / sqrtf(square_sum(v, m, n) / (float)n + (float)eps);
+                affine(out, v, m, s, w, b, n);
+                lm__close(dtype, y, r * n, n, out);
+                if (mean) mean[r] = m;
+                rstd[r] = s;
+            }
+        }
+    }
+    return failed ? LM_KERNEL_EOOM : LM_KERNEL_OK;
+}
+
+static int backward(int dtype, int64_t rows, int64_t n, void *dx, float *dweight, float *dbias,
+                    const void *dy, const void *x, const float *mean, const float *rstd,
+                    const void *weight, int w_dtype) {
+    if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
+    int64_t blocks = lm__ceil_div(rows, ROWS);
+    float *part = lm__scratch(LM_SCRATCH_PARTIAL, (size_t)(2 * blocks * n) * sizeof(float));
+    if (!part && blocks * n > 0) return LM_KERNEL_EOOM;
+    int failed = 0;
+#pragma omp parallel num_threads(lm__threads(4 * rows * n)) reduction(| : failed)
+    {
+        int64_t block, end;
+        lm__share(blocks, &block, &end);
+        float *buf = lm__scratch(LM_SCRATCH_ROW, (size_t)(4 * n) * sizeof(float));
+        failed = !buf;
+        const float *w = buf && weight ? lm__load(w_dtype, weight, 0, n, buf) : NULL;
+        for (; block < end && buf; block++) {
+            float *dw = dweight ? part + 2 * block * n : NULL;
+            float *db = dbias ? part + (2 * block + 1) * n : NULL;
+            if (dw) memset(dw, 0, (size_t)n * sizeof *dw);
+            if (db) memset(db, 0, (size_t)n * sizeof *db);
+            for (int64_t r = block * ROWS; r < lm__min(rows, (block + 1) * ROWS); r++) {
+                const float *g = lm__load(dtype, dy, r * n, n, buf + n);
+                const float *v = lm__load(dtype, x, r * n, n, buf + 2 * n);
+                float *out = lm__open(dtype, dx, r * n, buf + 3 * n);
+                backward_row(out, dw, db, g, v, mean ? mean[r] : 0.0f, rstd[r], w, mean != NULL,
+                             n);
+                lm__close(dtype, dx, r * n, n, out);
+            }
+        }
+    }
+    if (failed) return LM_KERNEL_EOOM;
+    for (int which = 0; which < 2; which++) {
+        float *sum = which ? dbias : dweight;
+        if (!sum) continue;
+        memset(sum, 0, (size_t)n * sizeof *sum);
+        for (int64_t b = 0; b < blocks; b++)
+            for (int64_t i = 0; i < n; i++) sum[i] += part[(2 * b + which) * n + i];
+    }
+    return LM_KERNEL_OK;
+}
+
+int lm_cpu_layer_norm_fwd(int dtype, int64_t rows, int64_t n, void *y, float *mean, float *rstd,
+                          const void *x, const void *weight, const void *bias, int w_dtype,
+                          double eps) {
+    return forward(dtype, rows, n, y, mean, rstd, x, weight, bias, w_dtype, eps);
+}
+
+int lm_cpu_layer_norm_bwd(int dtype, int64_t rows, int64_t n, void *dx, float *dweight,
+                          float *dbias, const void *dy, const void *x, const float *mean,
+                          const float *rstd, const void *weight, int w_dtype) {
+    return backward(dtype, rows, n, dx, dweight, dbias, dy, x, mean, rstd, weight, w_dtype);
+}
+
+int lm_cpu_rms_norm_fwd(int dtype, int64_t rows, int64_t n, void *y, float *rstd, const void *x,
+                        const void *weight, int w_dtype, double eps) {
+    return forward(dtype, rows, n, y, NULL, rstd, x, weight, NULL, w_dtype, eps);
+}
+
+int lm_cpu_rms_norm_bwd(int dtype, int64_t rows, int64_t n, void *dx, float *dweight,
+                        const void *dy, const void *x, const float *rstd, const void *weight,
+                        int w_dtype) {
+    return backward(dtype, rows, n, dx, dweight, NULL, dy, x, NULL, rstd, weight, w_dtype);
+}
