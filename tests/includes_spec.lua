@@ -82,6 +82,10 @@ describe('C', function()
   end)
 
   it('is laid out by clang-format', function()
+    local version = select(3, utils.executeex 'clang-format --version'):match 'version (%d+)'
+    if version ~= '14' then -- others break some lines differently
+      return pending(('clang-format is %s; 14 is the one that decides'):format(version))
+    end
     local paths = files('runtime', '.c', '.h', '.cpp')
     for _, folder in ipairs { 'kernels', 'repl' } do
       for _, path in ipairs(files(folder, '.c', '.h')) do paths[#paths + 1] = path end
