@@ -1,0 +1,129 @@
+--- The languages data can be prepared for: their codes here, in Debian's packages and on disk, and their script.
+-- Codes are ISO 639 with a country only where two written standards exist (pt_BR beside pt, zh_TW beside zh).
+local languages = {}
+
+--- Named lists for `--langs`. English is always the other side.
+languages.presets = {
+  ['4'] = { 'de', 'fr', 'es', 'it' },
+  ['8'] = { 'de', 'fr', 'es', 'it', 'da', 'cs', 'ru', 'ja' },
+  ['50'] = {
+    'it', 'da', 'fr', 'es', 'de', 'pt_BR', 'ru', 'sv', 'ca', 'nl', 'pl', 'cs', 'uk', 'el', 'ja', 'tr', 'zh', 'hu', 'sl',
+    'id', 'ko', 'eu', 'sk', 'fi', 'gl', 'vi', 'nb', 'sr', 'et', 'bg', 'ro', 'hr', 'ar', 'lv', 'lt', 'he', 'bs', 'mr', 'fa',
+    'is', 'km', 'kk', 'hi', 'ta', 'th', 'ms', 'bn', 'pa', 'gu', 'ka',
+  },
+}
+
+-- Scripts as byte patterns, each matching the lead of one character. Latin is ASCII, U+00C0-024F and U+1E00-1EFF.
+local scripts = {
+  latin = { '%a', '[\195-\201]', '\225[\184-\187]' },
+  greek = { '[\206\207]', '\225[\188-\191]' },
+  cyrillic = { '[\208-\212]' },
+  armenian = { '[\212-\214]' },
+  hebrew = { '[\214\215]' },
+  arabic = { '[\216-\219]' },
+  devanagari = { '\224[\164\165]' },
+  bengali = { '\224[\166\167]' },
+  gurmukhi = { '\224[\168\169]' },
+  gujarati = { '\224[\170\171]' },
+  oriya = { '\224[\172\173]' },
+  tamil = { '\224[\174\175]' },
+  telugu = { '\224[\176\177]' },
+  kannada = { '\224[\178\179]' },
+  malayalam = { '\224[\180\181]' },
+  sinhala = { '\224[\182\183]' },
+  thai = { '\224[\184\185]' },
+  lao = { '\224[\186\187]' },
+  tibetan = { '\224[\188-\191]' },
+  myanmar = { '\225[\128-\130]' },
+  georgian = { '\225[\130\131]' },
+  ethiopic = { '\225[\136-\141]' },
+  khmer = { '\225[\158\159]' },
+  hangul = { '[\234-\237]' },
+  cjk = { '\227[\129-\131]', '\227[\144-\191]', '[\228-\233]' }, -- kana and ideographs
+}
+
+local script_of = {
+  el = 'greek', hy = 'armenian', ka = 'georgian', he = 'hebrew', yi = 'hebrew', ko = 'hangul', zh = 'cjk', zh_TW = 'cjk', ja = 'cjk',
+  th = 'thai', lo = 'lao', km = 'khmer', my = 'myanmar', dz = 'tibetan', bo = 'tibetan', am = 'ethiopic', ti = 'ethiopic',
+  bn = 'bengali', as = 'bengali', gu = 'gujarati', pa = 'gurmukhi', ['or'] = 'oriya', si = 'sinhala', ta = 'tamil', te = 'telugu',
+  kn = 'kannada', ml = 'malayalam',
+}
+for code in ('ar fa ur ps ug ckb sd'):gmatch('%a+') do script_of[code] = 'arabic' end
+for code in ('hi mr ne mai sa kok'):gmatch('%a+') do script_of[code] = 'devanagari' end
+for code in ('ru uk be bg mk sr kk ky tg mn tt cv'):gmatch('%a+') do script_of[code] = 'cyrillic' end
+
+--- The byte patterns of a language's script (Latin unless known otherwise).
+---@param lang string
+---@return string[]
+function languages.script(lang) return scripts[script_of[lang] or 'latin'] end
+
+--- Whether it is written in the Latin script.
+function languages.is_latin(lang) return script_of[lang] == nil end
+
+--- Written without spaces between words: counted and compared by character (ja, zh, th, …).
+local unspaced = {}
+for code in ('ja zh zh_TW th lo km my dz bo'):gmatch('[%a_]+') do unspaced[code] = true end
+function languages.is_unspaced(lang) return unspaced[lang] == true end
+
+-- Locales that are variants of another standard; their text would only repeat or contradict it.
+local variants = {}
+for code in ('fr_CA fr_CH fr_BE de_CH de_AT nl_BE ca_VALENCIA it_CH zh_HK'):gmatch('[%a_]+') do variants[code] = true end
+local renamed = { no = 'nb', iw = 'he', ['in'] = 'id', tl = 'fil' }
+
+--- The code here of a locale name (`pt-BR`, `zh_CN`, `de_DE.UTF-8`); nil for variants (`sr@latin`, `es_MX`) and for
+-- what is no locale.
+---@param locale string
+---@return string?
+function languages.of_locale(locale)
+  local name = locale:gsub('%..*$', ''):gsub('%-', '_')
+  local lang, region = name:match('^(%a%a%a?)_(%a+)$')
+  lang, region = (lang or name:match('^%a%a%a?$') or ''):lower(), (region or ''):upper()
+  if lang == '' then return nil end
+  lang = renamed[lang] or lang
+  if variants[lang .. '_' .. region] then return nil end
+  if lang == 'zh' then return (region == 'TW' or region == 'HANT') and 'zh_TW' or 'zh' end
+  if lang == 'pt' then return region == 'BR' and 'pt_BR' or 'pt' end
+  if lang == 'es' and region ~= '' and region ~= 'ES' then return nil end
+  if lang == 'en' then
+    if region == '' or region == 'US' or region == 'C' then return 'en' end
+    return region == 'GB' and 'en_GB' or nil
+  end
+  return lang
+end
+
+--- A language's name in Debian package names (`libreoffice-help-pt-br`).
+---@param lang string
+---@return string
+function languages.package_suffix(lang)
+  if lang == 'zh' then return 'zh-cn' end
+  return (lang:lower():gsub('_', '-'))
+end
+
+--- The codes that a `--langs` value means: a preset's name, or codes with commas or spaces between.
+-- Order is kept, repeats and English are dropped. Raises on what is no language code.
+---@param value string|string[]
+---@return string[]
+function languages.parse(value)
+  local given = value
+  if type(value) == 'string' then
+    given = languages.presets[value] or {}
+    if not languages.presets[value] then
+      for code in value:gmatch('[^,%s]+') do given[#given + 1] = code end
+    end
+  end
+  local list, seen = {}, { en = true }
+  for _, code in ipairs(given) do
+    local lang = languages.of_locale(code)
+    if not lang then
+      error(('languages: %q is no language code; give codes such as de,fr,pt_BR, or one of the presets 4, 8, 50'):format(code), 0)
+    end
+    if not seen[lang] then
+      seen[lang] = true
+      list[#list + 1] = lang
+    end
+  end
+  if #list == 0 then error('languages: none given beside English', 0) end
+  return list
+end
+
+return languages
