@@ -1,22 +1,12 @@
 --- Checks a table of named arguments: unknown names, missing ones and wrong types are errors of the caller.
-local options = {}
+local caller = require 'lumoe.caller'
 
--- The message's position: the first frame outside this package (a fixed level would miss after a tail call).
-local function where()
-  for level = 3, 64 do
-    local info = debug.getinfo(level, 'Sl')
-    if not info then break end
-    if info.currentline > 0 and not info.source:find('/lua/lumoe/', 1, true) then
-      return ('%s:%d: '):format(info.short_src, info.currentline)
-    end
-  end
-  return ''
-end
+local options = {}
 
 --- Raises `who: …` at the line of whoever called the package.
 ---@param who string
 ---@param format string
-function options.raise(who, format, ...) error(where() .. who .. ': ' .. format:format(...), 0) end
+function options.raise(who, format, ...) error(caller.position() .. who .. ': ' .. format:format(...), 0) end
 
 local function known_names(wanted)
   local names = {}
