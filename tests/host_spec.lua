@@ -169,6 +169,28 @@ describe('under mpirun', function()
     assert.matches('%[rank 1%] %(command line%):1: boom\nstack traceback:', err)
   end)
 
+  it('ends the ranks that wait in a collective too', function()
+    local started = os.time()
+    local code, _, err = lumoe([[-e 'local C = require "lumoe.ffi"
+      if C.lm_dist_rank() == 1 then error "boom" end
+      C.lm_barrier(nil)
+      require "posix.unistd".sleep(30)']], ranks)
+    assert.is_true(os.time() - started < 6)
+    assert.equal(1, code)
+    assert.matches('%[rank 1%] %(command line%):2: boom\nstack traceback:', err)
+  end)
+
+  it('lets an interrupt, as SIGUSR1, into a collective that waits', function()
+    local code, _, err = lumoe([[-e 'local C, unistd = require "lumoe.ffi", require "posix.unistd"
+      if C.lm_dist_rank() == 1 then unistd.sleep(30) end
+      os.execute("(sleep 0.5; kill -USR1 " .. unistd.getpid() .. ") &")
+      C.lm_barrier(nil)
+      for _ = 1, 10 do end
+      error "not interrupted"']], ranks)
+    assert.equal(130, code)
+    assert.matches('%[rank 0%] .*interrupted\nstack traceback:', err)
+  end)
+
   it('takes os.exit with a failure as one', function()
     local started = os.time()
     local code = lumoe([[-e 'if require "lumoe.host".rank == 1 then os.exit(4) end

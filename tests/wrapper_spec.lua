@@ -302,6 +302,6 @@ describe('test', function()
     local code, _, err = wrapper 'test nothing'
     assert.equal(1, code)
     assert.matches("no spec has 'nothing'", err)
-    assert.is_true(path.exists(tree .. '/build/.packages-test'))
+    assert.is_truthy(path.exists(tree .. '/build/.packages-test'))
   end)
 end)
