@@ -4,7 +4,10 @@
  * eighth is wasted and a batch of nearly the same shape finds the buffers of
  * the one before. Free buffers of a class form a list through their first
  * word. Buffers of 2 MiB and more are mapped on their own and ask for huge
- * pages: page faults, not arithmetic, dominate the first touch of large ones. */
+ * pages: page faults, not arithmetic, dominate the first touch of large ones.
+ *
+ * Objects (headers, storages, nodes: a few to every operation) come from lists
+ * of their own, and are carved out of slabs that are never given back. */
 #include "runtime/memory.h"
 #include "runtime/tensor_impl.h"
 
@@ -58,8 +61,14 @@ static int64_t class_size(int class) {
     return ((int64_t)1 << octave) + steps * step;
 }
 
+static bool made_to_fail(void) {
+    if (fail_countdown > 1) fail_countdown--;
+    else if (fail_countdown == 1) return true;
+    return false;
+}
+
 int lm__memory_alloc(int64_t bytes, void **out, int *purpose) {
-    if (fail_countdown > 0 && --fail_countdown == 0)
+    if (made_to_fail())
         return lm_fail(LM_EOOM,
                        "no memory: allocation of %lld bytes was made to fail by a test",
                        (long long)bytes);
@@ -104,6 +113,49 @@ void lm__memory_rebook(int64_t bytes, int from, int to) {
     size_class(bytes, &size);
     live[from] -= size, live[to] += size;
     if (live[to] > peak[to]) peak[to] = live[to];
+}
+
+/* ---- objects ---- */
+
+#ifdef __SANITIZE_ADDRESS__
+enum { OBJECT_MAX = 0 }; /* each on its own, so that the sanitizer sees its end */
+#else
+enum { OBJECT_MAX = 1024 };
+#endif
+enum { OBJECT_STEP = 64, SLAB = 1 << 16 };
+
+static block *objects[OBJECT_MAX / OBJECT_STEP + 1]; /* by size, in steps */
+static char *slab, *slab_end;
+
+void *lm__object_new(size_t size) {
+    if (made_to_fail()) return NULL;
+    if (size > OBJECT_MAX) return malloc(size);
+    size_t class = (size + OBJECT_STEP - 1) / OBJECT_STEP;
+    block *b = objects[class];
+    if (b) {
+        objects[class] = b->next;
+        return b;
+    }
+    size_t rounded = class * OBJECT_STEP;
+    if ((size_t)(slab_end - slab) <
+        rounded) { /* the rest of the old one is lost: under 1 KiB */
+        char *fresh = aligned_alloc(OBJECT_STEP, SLAB);
+        if (!fresh) return NULL;
+        slab = fresh, slab_end = fresh + SLAB;
+    }
+    slab += rounded;
+    return slab - rounded;
+}
+
+void lm__object_free(void *p, size_t size) {
+    if (size > OBJECT_MAX) {
+        free(p);
+        return;
+    }
+    size_t class = (size + OBJECT_STEP - 1) / OBJECT_STEP;
+    block *b = p;
+    b->next = objects[class];
+    objects[class] = b;
 }
 
 void lm_memory_trim(void) {

@@ -40,24 +40,36 @@ static void custom_freed(int id) {
 int lm_custom_freed(void) { return freed_count ? freed_ids[--freed_count] : 0; }
 
 /* One allocation: the node, its edges, gradients and dtypes. */
+static size_t node_size(int inputs, int outputs) {
+    return sizeof(lm_node) + (size_t)inputs * sizeof(lm_edge) +
+           (size_t)outputs * (sizeof(lm_tensor *) + sizeof(int8_t));
+}
+
 static lm_node *node_new(const char *op, int inputs, int outputs) {
-    size_t size = sizeof(lm_node) + (size_t)inputs * sizeof(lm_edge) +
-                  (size_t)outputs * (sizeof(lm_tensor *) + sizeof(int8_t));
-    lm_node *n = calloc(1, size);
+    lm_node *n = lm__object_new(node_size(inputs, outputs));
     if (!n) return NULL;
     n->op = op;
+    n->backward = NULL;
     n->refs = 1;
     n->seq = next_seq++;
     n->inputs = inputs, n->outputs = outputs;
     n->edge = (lm_edge *)(void *)(n + 1);
     n->grad = (lm_tensor **)(void *)(n->edge + inputs);
     n->dtype = (int8_t *)(void *)(n->grad + outputs);
+    n->slots = 0;
+    n->extra = NULL, n->free_extra = NULL;
+    n->leaf = NULL;
+    n->custom = 0;
+    n->done = false;
+    n->walk = 0;
+    for (int i = 0; i < inputs; i++) n->edge[i].node = NULL;
+    for (int o = 0; o < outputs; o++) n->grad[o] = NULL;
     return n;
 }
 
 /* Drops what backward needs, keeping the edges. */
 static void node_clear(lm_node *n) {
-    for (int s = 0; s < LM_MAX_SAVED; s++) lm_tensor_release(n->saved[s]), n->saved[s] = NULL;
+    for (int s = 0; s < n->slots; s++) lm_tensor_release(n->saved[s]), n->saved[s] = NULL;
     for (int o = 0; o < n->outputs; o++) lm_tensor_release(n->grad[o]), n->grad[o] = NULL;
     if (n->extra && n->free_extra) n->free_extra(n->extra);
     n->extra = NULL;
@@ -78,7 +90,7 @@ void lm__node_release(lm_node *n) {
         pending = (lm_node *)(void *)n->leaf;
         node_clear(n);
         for (int i = 0; i < n->inputs; i++) lm__node_release(n->edge[i].node);
-        free(n);
+        lm__object_free(n, node_size(n->inputs, n->outputs));
     }
     running = false;
 }
@@ -131,14 +143,16 @@ int lm__record(const char *op, lm_backward_fn backward, int inputs, lm_tensor *c
 }
 
 int lm__save(lm_node *n, int slot, lm_tensor *t) {
-    if (!n || !t) return LM_OK;
+    if (!n) return LM_OK;
+    while (n->slots <= slot) n->saved[n->slots++] = NULL;
+    if (!t) return LM_OK;
     int st = lm__tensor_alias(t, &n->saved[slot]);
     if (st == LM_OK) n->version[slot] = t->storage->version;
     return st;
 }
 
 int lm__saved(lm_node *n, int slot, lm_tensor **out) {
-    lm_tensor *t = n->saved[slot];
+    lm_tensor *t = slot < n->slots ? n->saved[slot] : NULL;
     if (t && t->storage->version != n->version[slot])
         return lm_fail(LM_EGRAD, "backward of %s: a tensor it needs was changed in place since",
                        n->op);

@@ -32,6 +32,8 @@ struct lm_node {
     lm_edge *edge;    /* [inputs] */
     lm_tensor **grad; /* [outputs], collected during backward */
     int8_t *dtype;    /* [outputs] */
+    int slots; /* of saved, those that may be in use; version, f and i are undefined until set
+                */
     lm_tensor *saved[LM_MAX_SAVED];
     uint32_t version[LM_MAX_SAVED];
     double f[LM_MAX_SCALARS];

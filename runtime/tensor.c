@@ -4,7 +4,6 @@
 #include "kernels/kernels.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const int dtype_size[LM_DTYPES] = {4, 2, 4, 8, 1};
@@ -63,38 +62,34 @@ void lm__contiguous_strides(int ndim, const int64_t *shape, int64_t *stride) {
 
 /* ---- headers and storage ---- */
 
-static lm_tensor *free_headers;
 static int64_t next_id = 1;
 
 static lm_tensor *header_new(void) {
-    lm_tensor *t = free_headers;
-    if (t) free_headers = (lm_tensor *)(void *)t->data;
-    else t = malloc(sizeof *t);
+    lm_tensor *t = lm__object_new(sizeof *t);
     if (!t) return NULL;
-    memset(t, 0, sizeof *t);
     t->refs = 1;
+    t->requires_grad = false;
+    t->storage = NULL, t->node = NULL, t->grad = NULL;
+    t->output = 0;
     t->id = next_id++;
     return t;
 }
 
-static void header_free(lm_tensor *t) {
-    t->data = (char *)(void *)free_headers;
-    free_headers = t;
-}
+static void header_free(lm_tensor *t) { lm__object_free(t, sizeof *t); }
 
 static void storage_release(lm_storage *s) {
     if (!s || --s->refs > 0) return;
     lm__memory_free(s->data, s->bytes, s->purpose);
-    free(s);
+    lm__object_free(s, sizeof *s);
 }
 
 static int storage_new(int64_t bytes, lm_storage **out) {
-    lm_storage *s = malloc(sizeof *s);
+    lm_storage *s = lm__object_new(sizeof *s);
     if (!s) return lm_fail(LM_EOOM, "no memory for a storage header");
     void *data;
     int st = lm__memory_alloc(bytes, &data, &s->purpose);
     if (st != LM_OK) {
-        free(s);
+        lm__object_free(s, sizeof *s);
         return st;
     }
     s->refs = 1, s->version = 0, s->bytes = bytes, s->data = data;

@@ -38,6 +38,10 @@ struct lm_tensor {
 int lm__memory_alloc(int64_t bytes, void **out, int *purpose);
 void lm__memory_free(void *p, int64_t bytes, int purpose);
 void lm__memory_rebook(int64_t bytes, int from, int to);
+/* Small things that come and go with every operation: undefined contents, NULL when there is
+ * no memory; freed with the size they were made with. */
+void *lm__object_new(size_t size);
+void lm__object_free(void *p, size_t size);
 
 /* A contiguous tensor of another's shape. */
 int lm__tensor_like(const lm_tensor *x, int dtype, lm_tensor **out);
