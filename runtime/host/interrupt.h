@@ -14,5 +14,6 @@ int lm_interrupt_raised(void);
 int lm_interrupt_l_policy(lua_State *L);
 int lm_interrupt_l_count(lua_State *L);
 int lm_interrupt_l_wakes(lua_State *L);
+int lm_interrupt_l_run(lua_State *L);
 
 #endif

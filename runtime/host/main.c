@@ -125,11 +125,15 @@ static const char paths[] =
  *                                kill_at-th ends the process; the count restarts.
  *                                At start (1, 3).
  *   interrupted()                the count
- *   interrupt_wakes(address)     a C function to call at an interrupt that raises */
+ *   interrupt_wakes(address)     a C function to call at an interrupt that raises
+ *   run(f, handler)              xpcall for the prompt: the first Ctrl-C raises in
+ *                                f, none ends the process; returns the count,
+ *                                then what xpcall returns */
 static int open_host(lua_State *L) {
     static const luaL_Reg functions[] = {{"interrupts", lm_interrupt_l_policy},
                                          {"interrupted", lm_interrupt_l_count},
                                          {"interrupt_wakes", lm_interrupt_l_wakes},
+                                         {"run", lm_interrupt_l_run},
                                          {NULL, NULL}};
     lua_newtable(L);
     luaL_register(L, NULL, functions);
