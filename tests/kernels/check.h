@@ -92,5 +92,6 @@ TEST(test_cross_entropy);
 TEST(test_index);
 TEST(test_random);
 TEST(test_optim);
+TEST(test_attention);
 
 #endif

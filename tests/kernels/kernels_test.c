@@ -41,6 +41,7 @@ static const struct {
     {"index", test_index},
     {"random", test_random},
     {"optim", test_optim},
+    {"attention", test_attention},
 };
 
 int main(int argc, char **argv) {
