@@ -12,5 +12,6 @@
 #include "runtime/autograd.h"
 #include "runtime/random.h"
 #include "runtime/ops.h"
+#include "runtime/optim.h"
 
 #endif

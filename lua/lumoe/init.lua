@@ -35,7 +35,8 @@ function lumoe.threads(n)
   return C.lm_threads()
 end
 
-local MODULES = { nn = true, moe = true, dist = true, optim = true, data = true, text = true, metrics = true, log = true, viz = true, checkpoint = true }
+local MODULES = {}
+for name in ('nn moe dist optim data text metrics log viz checkpoint'):gmatch '%S+' do MODULES[name] = true end
 
 return setmetatable(lumoe, {
   __index = function(self, name)

@@ -1,4 +1,5 @@
 --- Random numbers keyed by what they are for (runtime/random.h): the same on any number of ranks.
+local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local handle = require 'lumoe.handle'
 local status = require 'lumoe.status'
@@ -20,11 +21,14 @@ function random.step(step)
   calls = {}
 end
 
---- The stream for the next draw at `site`.
+local halves = ffi.new 'union { uint64_t whole; uint32_t part[2]; }' -- Lua's numbers hold 53 bits
+
+--- The stream for the next draw at `site`, in two halves of 32 bits: high, low.
 function random.stream(site)
   local call = calls[site] or 0
   calls[site] = call + 1
-  return C.lm_random_stream(site, call, 0)
+  halves.whole = C.lm_random_stream(site, call, 0)
+  return halves.part[1], halves.part[0]
 end
 
 local OPTIONS = { dtype = true, requires_grad = true, site = true, rows = true }
@@ -36,7 +40,8 @@ local function draw(op, normal, a, b, ...)
   local first = ...
   for d = 1, n do shape[d] = type(first) == 'table' and first[d] or (select(d, ...)) end
   local t = tensor.empty(shape, { dtype = opts.dtype })
-  random.fill(t, normal, a, b, random.stream(opts.site or 'script'), opts.rows)
+  local high, low = random.stream(opts.site or 'script')
+  random.fill(t, normal, a, b, (0ULL + high) * 0x100000000ULL + low, opts.rows)
   if opts.requires_grad then t.requires_grad = true end
   return t
 end

@@ -1,0 +1,18 @@
+--- Layer normalisation over the last dim (Ba et al. 2016).
+local module = require 'lumoe.nn.module'
+local tensor = require 'lumoe.tensor'
+
+---@class lumoe.nn.LayerNorm : lumoe.Module
+local LayerNorm = module.class 'LayerNorm'
+
+--- `nn.LayerNorm { dim, eps = 1e-5 }`
+function LayerNorm:init(opts)
+  tensor.options(opts, { true, eps = true }, 'nn.LayerNorm')
+  self.eps = opts.eps or 1e-5
+  module.parameter(self, 'weight', { opts[1] }, { init = 'ones' })
+  module.parameter(self, 'bias', { opts[1] })
+end
+
+function LayerNorm:forward(x) return x:layer_norm(self.weight, self.bias, self.eps) end
+
+return LayerNorm

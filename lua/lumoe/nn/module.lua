@@ -1,0 +1,289 @@
+--- Modules: named parameters, submodules, and a forward.
+--
+--     local Scale = nn.class 'Scale'
+--     function Scale:init(opts) nn.parameter(self, 'weight', { opts[1] }, { init = 'ones' }) end
+--     function Scale:forward(x) return x * self.weight end
+--     local scale = Scale { 512 };  local y = scale(x)
+--
+-- Whatever a module's fields hold is found by walking them: modules, and plain tables of modules. A
+-- parameter's name is its path in Lua, `encoder.1.attention.query.weight`. Parameters are visited in
+-- the sorted order of their names, on every rank alike. A module keeps nothing between two calls, so
+-- it can be used twice in one forward.
+local C = require 'lumoe.ffi'
+local autograd = require 'lumoe.autograd'
+local random = require 'lumoe.random'
+local status = require 'lumoe.status'
+local tensor = require 'lumoe.tensor'
+
+local PARAMETERS_BOOK = C.LM_MEM_PARAMETERS
+
+---@class lumoe.Module
+local Module = {}
+local module = { Module = Module }
+
+-- ---- sizes that are known later -------------------------------------------------------------
+
+local Symbol = {}
+Symbol.__index = Symbol
+function Symbol:__tostring() return self.name end
+
+--- A size with a name instead of a number; `module:bind(symbol, n)` makes the parameters that have it.
+function module.symbol(name) return setmetatable({ name = name }, Symbol) end
+
+local function is_symbol(x) return getmetatable(x) == Symbol end
+
+-- ---- parameters -----------------------------------------------------------------------------
+
+local INITS = {
+  zeros = function(t) t:zero_() end,
+  ones = function(t) t:fill_(1) end,
+  normal = function(t, spec, stream) random.fill(t, true, 0, spec.std, stream, nil, spec.first) end,
+  uniform = function(t, spec, stream) random.fill(t, false, -spec.bound, spec.bound, stream, nil, spec.first) end,
+}
+
+local function draw(self, name, site)
+  local spec, t = self._parameters[name], self[name]
+  if t.dtype == 'bf16' then -- drawn in f32, so that both precisions start from the same weights
+    local wide = tensor.empty(t:shape_table())
+    INITS[spec.init](wide, spec, C.lm_random_stream(site, 0, 1))
+    t:copy_(wide)
+  else
+    INITS[spec.init](t, spec, C.lm_random_stream(site, 0, 1))
+  end
+end
+
+local function materialize(self, name)
+  local spec = self._parameters[name]
+  for _, size in ipairs(spec.shape) do
+    if is_symbol(size) then return end
+  end
+  local before = C.lm_memory_set_purpose(PARAMETERS_BOOK)
+  local ok, made = pcall(tensor.empty, spec.shape)
+  C.lm_memory_set_purpose(before)
+  if not ok then error(made, 0) end
+  self[name] = autograd.keep(made)
+  autograd.no_grad(draw, self, name, ('%s.%s'):format(self._class.name, name))
+  self[name].requires_grad = true
+end
+
+local OPTIONS = { init = true, std = true, bound = true, first = true, group = true, f32 = true }
+
+--- Gives a module a parameter. Options:
+--   init   'zeros' | 'ones' | 'normal' (with std) | 'uniform' (with bound; in [-bound, bound])
+--   f32    stays f32 when the module becomes bf16 (vectors always do)
+--   group  'dense' (default) or 'expert': over which ranks its gradient is summed
+--   first  number of its first row in the whole parameter, where this rank holds a part
+-- A size may be a symbol: then the parameter is made by `bind`.
+function module.parameter(owner, name, shape, opts)
+  opts = tensor.options(opts, OPTIONS, 'nn.parameter')
+  local spec = { shape = shape, init = opts.init or 'zeros', std = opts.std, bound = opts.bound,
+    first = opts.first, group = opts.group or 'dense', f32 = opts.f32 or #shape < 2 }
+  if not INITS[spec.init] then status.argument("nn.parameter: no init '%s'", tostring(spec.init)) end
+  if spec.init == 'normal' and not spec.std then status.argument 'nn.parameter: normal wants std' end
+  if spec.init == 'uniform' and not spec.bound then status.argument 'nn.parameter: uniform wants bound' end
+  owner._parameters[name] = spec
+  materialize(owner, name)
+  return owner[name]
+end
+
+-- ---- classes --------------------------------------------------------------------------------
+
+function module.is_module(x) return type(x) == 'table' and getmetatable(x) ~= nil and getmetatable(x).is_module == true end
+
+--- A new kind of module: define `init(self, ...)` and `forward(self, ...)` on it, call it to make one.
+function module.class(name)
+  local class = { name = name, is_module = true }
+  class.__index = function(self, key)
+    local value = class[key]
+    if value == nil then value = Module[key] end
+    return value
+  end
+  class.__call = function(self, ...) return self:forward(...) end
+  class.__tostring = function(self) return self:describe() end
+  return setmetatable(class, {
+    __call = function(_, ...)
+      local self = setmetatable({ _class = class, _parameters = {}, training = true }, class)
+      if class.init then class.init(self, ...) end
+      return self
+    end,
+  })
+end
+
+-- ---- walking --------------------------------------------------------------------------------
+
+local function sorted_keys(t)
+  local keys = {}
+  for key in pairs(t) do
+    if type(key) == 'number' or (type(key) == 'string' and key:sub(1, 1) ~= '_') then keys[#keys + 1] = key end
+  end
+  table.sort(keys, function(a, b)
+    if type(a) == type(b) then return a < b end
+    return type(a) == 'number'
+  end)
+  return keys
+end
+
+local function join(prefix, key) return prefix == '' and tostring(key) or prefix .. '.' .. key end
+
+local function walk(value, path, visit, seen)
+  if type(value) ~= 'table' or seen[value] then return end
+  local here = module.is_module(value)
+  if not here and getmetatable(value) ~= nil then return end
+  seen[value] = true
+  if here then visit(value, path) end
+  for _, key in ipairs(sorted_keys(value)) do walk(value[key], join(path, key), visit, seen) end
+end
+
+--- {name, module} of this module and all inside it, in order; a module reached twice counts once.
+function Module:named_modules()
+  local list = {}
+  walk(self, '', function(m, path) list[#list + 1] = { path, m } end, {})
+  return list
+end
+
+--- A list of { name =, tensor =, spec =, module =, key = } sorted by name. A tensor shared by two
+-- modules appears once, under the first name.
+function Module:named_parameters()
+  local list, seen, unique = {}, {}, {}
+  for _, entry in ipairs(self:named_modules()) do
+    local path, m = entry[1], entry[2]
+    for key, spec in pairs(m._parameters) do
+      if m[key] == nil then
+        status.argument("parameter '%s' has a size that is not bound yet", join(path, key))
+      end
+      list[#list + 1] = { name = join(path, key), tensor = m[key], spec = spec, module = m, key = key }
+    end
+  end
+  table.sort(list, function(a, b) return a.name < b.name end)
+  for _, p in ipairs(list) do
+    local id = p.tensor:id()
+    if not seen[id] then seen[id], unique[#unique + 1] = true, p end
+  end
+  return unique
+end
+
+--- The parameters' tensors, sorted by name.
+function Module:parameters()
+  local list = {}
+  for i, p in ipairs(self:named_parameters()) do list[i] = p.tensor end
+  return list
+end
+
+--- How many numbers its parameters hold on this rank.
+function Module:numel()
+  local n = 0
+  for _, p in ipairs(self:named_parameters()) do n = n + p.tensor:numel() end
+  return n
+end
+
+function Module:apply(f)
+  for _, entry in ipairs(self:named_modules()) do f(entry[2], entry[1]) end
+  return self
+end
+
+--- Makes the parameters that waited for `symbol`.
+function Module:bind(symbol, n)
+  return self:apply(function(m)
+    m._sizes = m._sizes or {}
+    m._sizes[symbol] = n
+    for key, spec in pairs(m._parameters) do
+      local waited = false
+      for i, size in ipairs(spec.shape) do
+        if size == symbol then spec.shape[i], waited = n, true end
+      end
+      if waited then materialize(m, key) end
+    end
+  end)
+end
+
+--- Draws all weights anew, each by (seed, its path, element): the same on any layout.
+function Module:initialize()
+  autograd.no_grad(function()
+    for _, entry in ipairs(self:named_modules()) do
+      local path, m = entry[1], entry[2]
+      for key in pairs(m._parameters) do draw(m, key, join(path, key)) end
+    end
+  end)
+  return self:named_paths()
+end
+
+--- Tells every module its path (sites of random draws, names in statistics).
+function Module:named_paths()
+  for _, entry in ipairs(self:named_modules()) do entry[2]._path = entry[1] end
+  return self
+end
+
+function Module:path() return self._path or self._class.name end
+
+-- ---- state ----------------------------------------------------------------------------------
+
+--- Dropout, noise and capacity factors follow `training`.
+function Module:train(on)
+  on = on ~= false
+  return self:apply(function(m) m.training = on end)
+end
+function Module:eval() return self:train(false) end
+
+--- Parameters become f32 or bf16; vectors, and those declared f32, stay f32.
+function Module:to(dtype)
+  autograd.no_grad(function()
+    local before = C.lm_memory_set_purpose(PARAMETERS_BOOK)
+    for _, p in ipairs(self:named_parameters()) do
+      if not p.spec.f32 then p.tensor:set_data(p.tensor:to(dtype)) end
+    end
+    C.lm_memory_set_purpose(before)
+  end)
+  return self
+end
+
+function Module:zero_grad()
+  for _, p in ipairs(self:parameters()) do p.grad = nil end
+end
+
+--- name -> tensor
+function Module:state()
+  local state = {}
+  for _, p in ipairs(self:named_parameters()) do state[p.name] = p.tensor end
+  return state
+end
+
+--- Copies from name -> tensor. Missing, unexpected and misshapen names are errors, all at once.
+function Module:load_state(state)
+  local wrong, known = {}, {}
+  for _, p in ipairs(self:named_parameters()) do
+    known[p.name] = true
+    local from = state[p.name]
+    if not from then wrong[#wrong + 1] = p.name .. ' is missing'
+    elseif tensor.describe(from):match '%[.*%]' ~= tensor.describe(p.tensor):match '%[.*%]' then
+      wrong[#wrong + 1] = ('%s is %s, wants %s'):format(p.name, tensor.describe(from), tensor.describe(p.tensor))
+    end
+  end
+  for name in pairs(state) do
+    if not known[name] then wrong[#wrong + 1] = name .. ' is not in the model' end
+  end
+  table.sort(wrong)
+  if #wrong > 0 then status.argument('load_state: %s', table.concat(wrong, '; ', 1, math.min(#wrong, 8))) end
+  autograd.no_grad(function()
+    for _, p in ipairs(self:named_parameters()) do p.tensor:copy_(state[p.name]) end
+  end)
+  return self
+end
+
+function Module:describe()
+  local lines = {}
+  for _, entry in ipairs(self:named_modules()) do
+    local path, m = entry[1], entry[2]
+    local shapes, keys = {}, {}
+    for key in pairs(m._parameters) do keys[#keys + 1] = key end
+    table.sort(keys)
+    for _, key in ipairs(keys) do
+      shapes[#shapes + 1] = key .. ' ' .. (m[key] and tensor.describe(m[key]) or 'not bound')
+    end
+    local depth = path == '' and 0 or select(2, path:gsub('%.', '')) + 1
+    lines[#lines + 1] = ('%s%s%s%s'):format(('  '):rep(depth), path == '' and '' or path:match '[^.]*$' .. ': ',
+      m._class.name, #shapes > 0 and ' (' .. table.concat(shapes, ', ') .. ')' or '')
+  end
+  return table.concat(lines, '\n')
+end
+
+return module

@@ -1,0 +1,17 @@
+--- Root-mean-square normalisation over the last dim (Zhang & Sennrich 2019).
+local module = require 'lumoe.nn.module'
+local tensor = require 'lumoe.tensor'
+
+---@class lumoe.nn.RMSNorm : lumoe.Module
+local RMSNorm = module.class 'RMSNorm'
+
+--- `nn.RMSNorm { dim, eps = 1e-6 }`
+function RMSNorm:init(opts)
+  tensor.options(opts, { true, eps = true }, 'nn.RMSNorm')
+  self.eps = opts.eps or 1e-6
+  module.parameter(self, 'weight', { opts[1] }, { init = 'ones' })
+end
+
+function RMSNorm:forward(x) return x:rms_norm(self.weight, self.eps) end
+
+return RMSNorm

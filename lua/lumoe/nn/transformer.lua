@@ -1,0 +1,74 @@
+--- Transformer layers, pre-norm: x + dropout(part(norm(x))) for each part (Xiong et al. 2020).
+-- The feed-forward part is any module from [B, T, dim] to the same: nn.FeedForward, or a moe.Layer,
+-- which also gets the tags and returns an auxiliary loss besides.
+local module = require 'lumoe.nn.module'
+local Attention = require 'lumoe.nn.attention'
+local Dropout = require 'lumoe.nn.dropout'
+local FeedForward = require 'lumoe.nn.feed_forward'
+local LayerNorm = require 'lumoe.nn.layer_norm'
+local RMSNorm = require 'lumoe.nn.rms_norm'
+local tensor = require 'lumoe.tensor'
+
+local transformer = {}
+
+local NORMS = { layer = LayerNorm, rms = RMSNorm }
+local OPTIONS = { dim = true, heads = true, hidden = true, activation = true, dropout = true, norm = true,
+  rope = true, feed_forward = true }
+
+local function parts(self, opts)
+  local norm = NORMS[opts.norm or 'layer']
+  self.norm_self, self.norm_feed_forward = norm { opts.dim }, norm { opts.dim }
+  self.self_attention = Attention { opts.dim, opts.heads, rope = opts.rope }
+  self.feed_forward = opts.feed_forward or FeedForward { opts.dim, opts.hidden, activation = opts.activation }
+  self.dropout = Dropout(opts.dropout or 0)
+  return norm
+end
+
+-- A dense part returns no auxiliary loss.
+local function feed_forward(self, x, tags)
+  local y, aux = self.feed_forward(self.norm_feed_forward(x), tags)
+  return x + self.dropout(y, tags), aux
+end
+
+---@class lumoe.nn.TransformerEncoderLayer : lumoe.Module
+local Encoder = module.class 'TransformerEncoderLayer'
+transformer.EncoderLayer = Encoder
+
+--- `{ dim=, heads=, hidden=, activation='relu', dropout=0, norm='layer'|'rms', rope=false, feed_forward=module }`
+function Encoder:init(opts)
+  tensor.options(opts, OPTIONS, 'nn.TransformerEncoderLayer')
+  parts(self, opts)
+end
+
+--- tags.valid u8 [B, T]: 1 where a token is, 0 for padding; tags.tokens: ids for random draws.
+---@param x lumoe.Tensor  [B, T, dim]
+---@return lumoe.Tensor x, lumoe.Tensor? aux
+function Encoder:forward(x, tags)
+  local y = self.self_attention(self.norm_self(x), { key_mask = tags and tags.valid })
+  return feed_forward(self, x + self.dropout(y, tags), tags)
+end
+
+---@class lumoe.nn.TransformerDecoderLayer : lumoe.Module
+local Decoder = module.class 'TransformerDecoderLayer'
+transformer.DecoderLayer = Decoder
+
+--- The options of the encoder's layer.
+function Decoder:init(opts)
+  tensor.options(opts, OPTIONS, 'nn.TransformerDecoderLayer')
+  self.norm_cross = parts(self, opts) { opts.dim }
+  self.cross_attention = Attention { opts.dim, opts.heads, cross = true }
+end
+
+--- memory: [B, S, dim] with memory_valid u8 [B, S]. cache: `{}` at first, for generation one position at a time.
+---@return lumoe.Tensor x, lumoe.Tensor? aux
+function Decoder:forward(x, tags, memory, memory_valid, cache)
+  if cache and not cache.own then cache.own, cache.cross = { length = 0 }, {} end
+  local y = self.self_attention(self.norm_self(x), { causal = true, cache = cache and cache.own,
+    key_mask = not cache and tags and tags.valid or nil })
+  x = x + self.dropout(y, tags)
+  y = self.cross_attention(self.norm_cross(x), { memory = memory, key_mask = memory_valid,
+    cache = cache and cache.cross })
+  return feed_forward(self, x + self.dropout(y, tags), tags)
+end
+
+return transformer

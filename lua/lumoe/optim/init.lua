@@ -1,0 +1,62 @@
+--- Optimizers, schedules and clipping.
+--
+--     local opt = optim.AdamW(model:named_parameters(), { lr = 1e-3 })
+--     loss:backward()
+--     opt:step { lr = schedule(step), grad_scale = optim.clip_scale(opt:grad_norm(), 1.0) }
+--     opt:zero_grad()
+local C = require 'lumoe.ffi'
+local handle = require 'lumoe.handle'
+local optimizer = require 'lumoe.optim.optimizer'
+local tensor = require 'lumoe.tensor'
+
+local optim = { schedule = require 'lumoe.optim.schedule' }
+local pointer = handle.pointer
+
+--- The factor that brings a gradient of this norm down to `max`, 1 when it is not above.
+function optim.clip_scale(norm, max) return norm > max and max / norm or 1 end
+
+--- AdamW (Loshchilov & Hutter 2019). Options: lr = 1e-3, betas = {0.9, 0.999}, eps = 1e-8,
+-- weight_decay = 0.01 (on matrices alone; vectors are not decayed).
+function optim.AdamW(params, opts)
+  opts = tensor.options(opts, { lr = true, betas = true, eps = true, weight_decay = true }, 'optim.AdamW')
+  local betas = opts.betas or { 0.9, 0.999 }
+  local eps, decay = opts.eps or 1e-8, opts.weight_decay or 0.01
+  return optimizer.new('AdamW', params, { lr = opts.lr or 1e-3 },
+    function(p) return { m = p:shape_table(), v = p:shape_table() } end,
+    function(self, p, state, master, lr, scale)
+      return C.lm_optim_adamw(p, master, pointer(state.m), pointer(state.v), lr, betas[1], betas[2], eps,
+        C.lm_tensor_ndim(p) > 1 and decay or 0, self.steps, scale)
+    end)
+end
+
+--- Stochastic gradient descent. Options: lr = 1e-2, momentum = 0, nesterov = false, weight_decay = 0.
+function optim.SGD(params, opts)
+  opts = tensor.options(opts, { lr = true, momentum = true, nesterov = true, weight_decay = true }, 'optim.SGD')
+  local momentum, nesterov = opts.momentum or 0, opts.nesterov and 1 or 0
+  return optimizer.new('SGD', params, { lr = opts.lr or 1e-2 },
+    function(p) return momentum > 0 and { momentum = p:shape_table() } or {} end,
+    function(_, p, state, master, lr, scale)
+      return C.lm_optim_sgd(p, master, state.momentum and pointer(state.momentum), lr, momentum,
+        opts.weight_decay or 0, nesterov, scale)
+    end)
+end
+
+--- Adafactor (Shazeer & Stern 2018): the second moment of a matrix from its rows' and columns' means.
+-- Options: lr = 1e-2, beta2_power = 0.8 (beta2 = 1 - step^-power, eq. in 7.2), eps = 1e-30, clip = 1,
+-- weight_decay = 0.
+function optim.Adafactor(params, opts)
+  opts = tensor.options(opts, { lr = true, beta2_power = true, eps = true, clip = true, weight_decay = true },
+    'optim.Adafactor')
+  return optimizer.new('Adafactor', params, { lr = opts.lr or 1e-2 },
+    function(p)
+      local shape = p:shape_table()
+      if #shape < 2 then return { row = shape } end
+      return { row = { p:numel() / shape[#shape] }, col = { shape[#shape] } }
+    end,
+    function(self, p, state, master, lr, scale)
+      return C.lm_optim_adafactor(p, master, pointer(state.row), state.col and pointer(state.col), lr,
+        1 - self.steps ^ -(opts.beta2_power or 0.8), opts.eps or 1e-30, opts.clip or 1, opts.weight_decay or 0, scale)
+    end)
+end
+
+return optim

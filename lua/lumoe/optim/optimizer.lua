@@ -1,0 +1,84 @@
+--- What the optimizers share: parameters with their state, f32 masters of bf16 ones, saving.
+local ffi = require 'ffi'
+local C = require 'lumoe.ffi'
+local autograd = require 'lumoe.autograd'
+local handle = require 'lumoe.handle'
+local status = require 'lumoe.status'
+local tensor = require 'lumoe.tensor'
+
+local optimizer = {}
+
+---@class lumoe.Optimizer
+local Optimizer = {}
+Optimizer.__index = Optimizer
+
+-- State outlives scopes and is booked as the optimizer's.
+local function booked(make)
+  local before = C.lm_memory_set_purpose(C.LM_MEM_OPTIMIZER)
+  local ok, made = pcall(make)
+  C.lm_memory_set_purpose(before)
+  if not ok then error(made, 0) end
+  return autograd.keep(made)
+end
+
+--- params: what `module:named_parameters()` gives. `slots(p)` names the state of one parameter: name ->
+-- shape; `update(self, p, state, master, lr, grad_scale)` is the step.
+function optimizer.new(kind, params, opts, slots, update)
+  if type(params) ~= 'table' or not params[1] or not params[1].tensor then
+    status.argument('optim.%s: wants the list that module:named_parameters() gives', kind)
+  end
+  local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {} },
+    Optimizer)
+  for _, p in ipairs(params) do
+    local state = {}
+    for name, shape in pairs(slots(p.tensor)) do
+      state[name] = booked(function() return tensor.zeros(shape) end)
+    end
+    if p.tensor.dtype == 'bf16' then
+      state.master = booked(function()
+        return autograd.no_grad(function() return p.tensor:detach():float():clone() end)
+      end)
+    end
+    self.state[p.name] = state
+  end
+  return self
+end
+
+--- One step from the gradients. Options: lr (else the constructor's), grad_scale = 1.
+function Optimizer:step(opts)
+  opts = opts or {}
+  self.steps = self.steps + 1
+  local lr, scale = opts.lr or self.opts.lr, opts.grad_scale or 1
+  for _, p in ipairs(self.params) do
+    local state = self.state[p.name]
+    status.check(self:update(handle.pointer(p.tensor), state, state.master and handle.pointer(state.master), lr, scale))
+  end
+end
+
+--- Gradients are dropped; the next backward makes them anew.
+function Optimizer:zero_grad()
+  for _, p in ipairs(self.params) do p.tensor.grad = nil end
+end
+
+local sum = ffi.new 'double[1]'
+
+--- The global norm of the gradients, each parameter counted once.
+function Optimizer:grad_norm()
+  local total = 0
+  for _, p in ipairs(self.params) do
+    status.check(C.lm_optim_grad_sqsum(handle.pointer(p.tensor), sum))
+    total = total + sum[0]
+  end
+  return math.sqrt(total)
+end
+
+--- name -> tensor, `optimizer.<parameter>.<slot>`, for checkpoints.
+function Optimizer:tensors()
+  local list = {}
+  for name, state in pairs(self.state) do
+    for slot, t in pairs(state) do list[('optimizer.%s.%s'):format(name, slot)] = t end
+  end
+  return list
+end
+
+return optimizer

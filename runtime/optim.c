@@ -1,0 +1,93 @@
+/* optim.c - checks what the optimizers hand over, then one kernel. */
+#include "runtime/optim.h"
+#include "runtime/ops/op.h"
+
+typedef struct update {
+    float *p;
+    uint16_t *copy; /* of the bf16 parameter, else NULL */
+    const void *g;
+    int g_dtype;
+} update;
+
+static float *floats(lm_tensor *t) { return t ? (float *)(void *)t->data : NULL; }
+
+static int matches(const char *op, const lm_tensor *p, const lm_tensor *state) {
+    char ps[96], ss[96];
+    if (!state) return LM_OK;
+    if (state->dtype != LM_F32 || state->numel != p->numel || !lm_tensor_is_contiguous(state))
+        return lm_fail(LM_ESHAPE, "%s: parameter %s, but its state is %s", op,
+                       lm__describe(p, ps), lm__describe(state, ss));
+    return LM_OK;
+}
+
+/* 1: there is something to do; 0: no gradient. */
+static int prepare(const char *op, lm_tensor *p, lm_tensor *master, update *u) {
+    int st = lm__floating(op, p);
+    if (st == LM_OK) st = matches(op, p, master);
+    if (st != LM_OK) return st;
+    if (!p->grad) return 0;
+    if (!lm_tensor_is_contiguous(p) || !lm_tensor_is_contiguous(p->grad))
+        return lm_fail(LM_ESHAPE, "%s: the parameter or its gradient is not contiguous", op);
+    if (p->dtype == LM_BF16 && !master)
+        return lm_fail(LM_EARG, "%s: a bf16 parameter needs an f32 master", op);
+    u->p = floats(master ? master : p);
+    u->copy = p->dtype == LM_BF16 ? (uint16_t *)(void *)p->data : NULL;
+    u->g = p->grad->data, u->g_dtype = p->grad->dtype;
+    p->storage->version++;
+    return 1;
+}
+
+int lm_optim_adamw(lm_tensor *p, lm_tensor *master, lm_tensor *m, lm_tensor *v, double lr,
+                   double beta1, double beta2, double eps, double weight_decay, int64_t step,
+                   double grad_scale) {
+    update u = {0};
+    int st = prepare("adamw", p, master, &u);
+    if (st <= 0) return st;
+    st = matches("adamw", p, m);
+    if (st == LM_OK) st = matches("adamw", p, v);
+    if (st != LM_OK) return st;
+    return lm__kernels(p)->adamw(p->numel, u.p, u.copy, u.g, u.g_dtype, floats(m), floats(v),
+                                 lr, beta1, beta2, eps, weight_decay, step, grad_scale);
+}
+
+int lm_optim_sgd(lm_tensor *p, lm_tensor *master, lm_tensor *momentum, double lr, double factor,
+                 double weight_decay, int nesterov, double grad_scale) {
+    update u = {0};
+    int st = prepare("sgd", p, master, &u);
+    if (st <= 0) return st;
+    st = matches("sgd", p, momentum);
+    if (st != LM_OK) return st;
+    return lm__kernels(p)->sgd(p->numel, u.p, u.copy, u.g, u.g_dtype, floats(momentum), lr,
+                               factor, weight_decay, nesterov, grad_scale);
+}
+
+int lm_optim_adafactor(lm_tensor *p, lm_tensor *master, lm_tensor *row, lm_tensor *col,
+                       double lr, double beta2, double eps, double clip, double weight_decay,
+                       double grad_scale) {
+    char ps[96];
+    update u = {0};
+    int st = prepare("adafactor", p, master, &u);
+    if (st <= 0) return st;
+    int64_t cols = col ? p->shape[p->ndim - 1] : 0, rows = col ? p->numel / cols : p->numel;
+    if (row->numel != rows || (col && col->numel != cols))
+        return lm_fail(LM_ESHAPE, "adafactor: state does not fit a parameter of %s",
+                       lm__describe(p, ps));
+    const lm_kernels *k = lm__kernels(p);
+    st = k->adafactor_stats(rows, cols, floats(row), floats(col), u.g, u.g_dtype, beta2, eps,
+                            grad_scale);
+    if (st != LM_OK) return st;
+    return k->adafactor_update(rows, cols, u.p, u.copy, u.g, u.g_dtype, floats(row),
+                               floats(col), lr, clip, weight_decay, grad_scale);
+}
+
+int lm_optim_grad_sqsum(lm_tensor *p, double *out) {
+    *out = 0;
+    int st = lm__usable("grad norm", p);
+    if (st != LM_OK || !p->grad) return st;
+    lm_tensor *g;
+    st = lm__tensor_dense(p->grad, p->grad->dtype, &g);
+    if (st != LM_OK) return st;
+    st = lm__kernels(p)->sqsum(g->dtype, g->numel, g->data, out);
+    lm_tensor_release(g);
+    return st;
+}

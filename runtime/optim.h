@@ -1,0 +1,27 @@
+/* optim.h - one parameter's update, in place, from the gradient that it holds.
+ *
+ * A bf16 parameter has an f32 `master` that the update is computed on; the
+ * parameter becomes its rounded copy. Without a gradient nothing changes.
+ * grad_scale multiplies the gradient first (clipping, or the mean over tokens). */
+#ifndef LM_OPTIM_H
+#define LM_OPTIM_H
+
+#include "runtime/tensor.h"
+
+/* Loshchilov & Hutter 2019, Algorithm 2. m, v: f32 of p's shape. step counts from 1. */
+LM_API int lm_optim_adamw(lm_tensor *p, LM_MAYBE lm_tensor *master, lm_tensor *m, lm_tensor *v,
+                          double lr, double beta1, double beta2, double eps,
+                          double weight_decay, int64_t step, double grad_scale);
+/* momentum NULL: plain descent. */
+LM_API int lm_optim_sgd(lm_tensor *p, LM_MAYBE lm_tensor *master, LM_MAYBE lm_tensor *momentum,
+                        double lr, double factor, double weight_decay, int nesterov,
+                        double grad_scale);
+/* Shazeer & Stern 2018, Algorithm 4. row [rows], col [cols] of p seen as a matrix
+ * [all but the last dim, last dim]; col NULL: row holds p's shape, not factored. */
+LM_API int lm_optim_adafactor(lm_tensor *p, LM_MAYBE lm_tensor *master, lm_tensor *row,
+                              LM_MAYBE lm_tensor *col, double lr, double beta2, double eps,
+                              double clip, double weight_decay, double grad_scale);
+/* Sum of squares of the gradient; 0 without one. */
+LM_API int lm_optim_grad_sqsum(lm_tensor *p, double *out);
+
+#endif
