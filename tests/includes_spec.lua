@@ -135,7 +135,8 @@ describe('the tree', function()
       end
     end
     assert.equal('', offences(ours, function(line)
-      return line:match '/home/%w' or line:match '/root/' or line:match '/work/' or line:match '%.%./shared'
+      return (' ' .. line):match '[%s"\'=(`]/home/%w' or (' ' .. line):match '[%s"\'=(`]/work/'
+        or line:match '/root/' or line:match '%.%./shared'
     end))
   end)
 end)

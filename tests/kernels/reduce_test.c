@@ -76,14 +76,14 @@ TEST(test_reduce) {
     }
     float x[300];
     for (int i = 0; i < 300; i++) x[i] = (float)(i % 7);
-    int64_t arg;
+    int64_t arg, args[3];
     int finite;
     double sum;
     ok(lm_cpu_argreduce(LM_MAX, LM_F32, 1, 300, 1, &arg, x)), near((double)arg, 6, 0);
     ok(lm_cpu_check_finite(LM_F32, 300, x, &finite)), near(finite, 1, 0);
     x[250] = NAN;
     ok(lm_cpu_argreduce(LM_MAX, LM_F32, 1, 300, 1, &arg, x)), near((double)arg, 250, 0);
-    ok(lm_cpu_argreduce(LM_MIN, LM_F32, 1, 100, 3, &arg, x)), near((double)arg, 0, 0);
+    ok(lm_cpu_argreduce(LM_MIN, LM_F32, 1, 100, 3, args, x)), near((double)args[0], 0, 0);
     ok(lm_cpu_check_finite(LM_F32, 300, x, &finite)), near(finite, 0, 0);
     ok(lm_cpu_reduce(LM_MAX, LM_F32, 1, 300, 1, x, LM_F32, x)), near((double)x[0], NAN, 0);
     x[250] = -INFINITY;
