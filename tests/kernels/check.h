@@ -93,5 +93,7 @@ TEST(test_index);
 TEST(test_random);
 TEST(test_optim);
 TEST(test_attention);
+TEST(test_sort);
+TEST(test_rope);
 
 #endif

@@ -42,6 +42,8 @@ static const struct {
     {"random", test_random},
     {"optim", test_optim},
     {"attention", test_attention},
+    {"sort", test_sort},
+    {"rope", test_rope},
 };
 
 int main(int argc, char **argv) {
