@@ -57,7 +57,8 @@ function repl.banner()
   local version = ok and host.version and ' ' .. host.version or ''
   local kib = tonumber(first_match('/proc/meminfo', 'MemTotal:%s*(%d+)'))
   local memory = kib and ('%.1f GiB of memory, '):format(kib / 2 ^ 20) or ''
-  local threads = tonumber((os.getenv('OMP_NUM_THREADS') or ''):match '^%d+') or allowed_cpus()
+  local lumoe = rawget(_G, 'lumoe')
+  local threads = lumoe and lumoe.threads() or tonumber((os.getenv('OMP_NUM_THREADS') or ''):match '^%d+') or allowed_cpus()
   return ('Lumoe%s (%s), %s%d thread%s\nhelp() explains the prompt; Ctrl-D ends it.'):format(
     version, jit.version, memory, threads, threads == 1 and '' or 's')
 end
@@ -66,8 +67,9 @@ end
 
 local function report(result)
   io.stdout:flush()
-  if result.interrupted then -- behind the terminal's ^C
-    io.stderr:write('\n', result.message:match '^[^\n]*', '\n')
+  if result.interrupted then -- behind the terminal's ^C; where in what was typed, if it was typed
+    local place, typed = result.message:match '^([^\n]*): interrupted', result.message:match '\n%s*(stdin:%d+)'
+    io.stderr:write('\ninterrupted at ', typed or place or '?', '\n')
   else
     io.stderr:write(result.message, '\n')
   end

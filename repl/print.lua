@@ -62,6 +62,14 @@ function pretty.signature(f)
   return ('function%s %s:%d'):format(parameters(f), info.short_src, info.linedefined)
 end
 
+-- A tensor inside a table: its shape and dtype.
+local function describe(value)
+  local tensor = package.loaded['lumoe.tensor']
+  if type(value) ~= 'cdata' or type(tensor) ~= 'table' or not tensor.is_tensor(value) then return nil end
+  local ok, text = pcall(tensor.describe, value)
+  return ok and 'tensor ' .. text or 'tensor (gone)' -- its scope has ended
+end
+
 local function has_tostring(value)
   local metatable = debug.getmetatable(value)
   return type(metatable) == 'table' and rawget(metatable, '__tostring') ~= nil
@@ -137,8 +145,8 @@ function show(value, depth, indent, state)
   if kind == 'string' then return quote(value, depth == 0 and state.string or 200) end
   if kind == 'function' then return pretty.signature(value) end
   if kind == 'table' and not has_tostring(value) then return show_table(value, depth, indent, state) end
-  local text = tostring(value)
-  if depth > 0 and text:find('\n', 1, true) then text = text:match('^[^\n]*') .. ' …' end -- a tensor inside a table
+  local text = depth > 0 and describe(value) or tostring(value)
+  if depth > 0 and text:find('\n', 1, true) then text = text:match '^[^\n]*' .. ' …' end
   return text
 end
 
