@@ -57,6 +57,42 @@ void lm__around(const lm_tensor *x, int dim, int64_t *outer, int64_t *n, int64_t
     for (int d = dim + 1; d < x->ndim; d++) *inner *= x->shape[d];
 }
 
+int64_t lm__rows(const lm_tensor *x) {
+    int64_t rows = 1;
+    for (int d = 0; d < x->ndim - 1; d++) rows *= x->shape[d];
+    return rows;
+}
+
+int lm__reduced_shape(const lm_tensor *x, int dim, int keepdim, int64_t *shape) {
+    int n = 0;
+    for (int d = 0; d < x->ndim; d++)
+        if (d != dim) shape[n++] = x->shape[d];
+        else if (keepdim) shape[n++] = 1;
+    return n;
+}
+
+int lm__ids(const char *op, const lm_tensor *ids) {
+    int st = lm__usable(op, ids);
+    if (st == LM_OK && ids->dtype != LM_I32 && ids->dtype != LM_I64)
+        st = lm_fail(LM_EDTYPE, "%s: ids are %s; wants i32 or i64", op,
+                     lm_dtype_name(ids->dtype));
+    return st;
+}
+
+int lm__id_out_of_range(const char *op, const lm_tensor *ids, int64_t position, int64_t n) {
+    double id = 0;
+    int st = lm_tensor_get(ids, position, &id);
+    if (st != LM_OK) return st;
+    return lm_fail(LM_EARG, "%s: id %.0f at position %lld is not in 0 to %lld", op, id,
+                   (long long)position, (long long)n - 1);
+}
+
+int lm__give_result(int st, lm_node *n, int input, lm_tensor *grad) {
+    if (st == LM_OK) return lm__give(n, input, grad);
+    lm_tensor_release(grad);
+    return st;
+}
+
 int lm__finish(int st, lm_tensor *result, lm_tensor **out) {
     if (st == LM_OK) *out = result;
     else lm_tensor_release(result);

@@ -4,21 +4,6 @@
 
 #include <string.h>
 
-static int ids_usable(const char *op, const lm_tensor *ids) {
-    int st = lm__usable(op, ids);
-    if (st == LM_OK && ids->dtype != LM_I32 && ids->dtype != LM_I64)
-        st = lm_fail(LM_EDTYPE, "%s: ids are %s; wants i32 or i64", op,
-                     lm_dtype_name(ids->dtype));
-    return st;
-}
-
-static int out_of_range(const char *op, const lm_tensor *ids, int64_t bad, int64_t n) {
-    double id = 0;
-    lm_tensor_get(ids, bad, &id);
-    return lm_fail(LM_EARG, "%s: id %.0f at position %lld is not in 0 to %lld", op, id,
-                   (long long)bad, (long long)n - 1);
-}
-
 /* ---- rows ---- */
 
 static int
@@ -49,7 +34,7 @@ rows_backward(lm_node *n) { /* saved 0: ids; into a leaf's gradient if there is 
 static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, lm_tensor **out) {
     char xs[96];
     int st = lm__usable(op, x);
-    if (st == LM_OK) st = ids_usable(op, ids);
+    if (st == LM_OK) st = lm__ids(op, ids);
     if (st != LM_OK) return st;
     if (x->ndim == 0 || ids->ndim + x->ndim - 1 > LM_MAX_DIMS)
         return lm_fail(LM_ESHAPE, "%s: cannot take rows of %s by ids with %d dims", op,
@@ -65,7 +50,7 @@ static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, lm_tensor **out
     if (st == LM_OK) {
         st = lm__kernels(x)->gather_rows(x->dtype, at->numel, width, x->shape[0], y->data,
                                          dense->data, at->dtype, at->data, &bad);
-        if (st == LM_EARG) st = out_of_range(op, at, bad, x->shape[0]);
+        if (st == LM_EARG) st = lm__id_out_of_range(op, at, bad, x->shape[0]);
     }
     if (st == LM_OK && lm__is_float(x->dtype))
         st = lm__record(op, rows_backward, 1, &x, 1, &y, &n);
@@ -81,7 +66,7 @@ int lm_embedding(lm_tensor *weight, lm_tensor *ids, lm_tensor **out) {
 int lm_index_select(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
     char is[96];
     int d = 0, st = lm__usable("index_select", x);
-    if (st == LM_OK) st = ids_usable("index_select", ids);
+    if (st == LM_OK) st = lm__ids("index_select", ids);
     if (st == LM_OK) st = lm__dim("index_select", x, dim, &d);
     if (st != LM_OK) return st;
     if (ids->ndim != 1)
@@ -127,7 +112,7 @@ static int add_at(const char *op, lm_tensor *g, int dim, lm_tensor *ids, lm_tens
         st = lm__kernels(g)->scatter_add(dense->dtype, outer, n, inner, ids->shape[dim],
                                          (float *)(void *)sum->data, dense->data, at->dtype,
                                          at->data, &bad);
-        if (st == LM_EARG) st = out_of_range(op, at, bad, n);
+        if (st == LM_EARG) st = lm__id_out_of_range(op, at, bad, n);
         if (st == LM_OK && sum->storage != part->storage) st = lm_tensor_copy(part, sum);
     }
     lm_tensor_release(part), lm_tensor_release(sum), lm_tensor_release(at),
@@ -147,7 +132,7 @@ static int gather_backward(lm_node *n) {
 
 int lm_gather(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
     int d = 0, st = lm__usable("gather", x);
-    if (st == LM_OK) st = ids_usable("gather", ids);
+    if (st == LM_OK) st = lm__ids("gather", ids);
     if (st == LM_OK) st = lm__dim("gather", x, dim, &d);
     if (st != LM_OK) return st;
     lm_tensor *part = NULL, *dense = NULL, *at = NULL, *y = NULL;
@@ -161,7 +146,7 @@ int lm_gather(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
         lm__around(dense, d, &outer, &size, &inner);
         st = lm__kernels(x)->gather(x->dtype, outer, size, inner, ids->shape[d], y->data,
                                     dense->data, at->dtype, at->data, &bad);
-        if (st == LM_EARG) st = out_of_range("gather", at, bad, size);
+        if (st == LM_EARG) st = lm__id_out_of_range("gather", at, bad, size);
     }
     if (st == LM_OK && lm__is_float(x->dtype))
         st = lm__record("gather", gather_backward, 1, &x, 1, &y, &n);
@@ -186,7 +171,7 @@ int lm_scatter_add(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor *src, lm
     char is[96], ss[96];
     int d = 0, st = lm__floating("scatter_add", x);
     if (st == LM_OK) st = lm__floating("scatter_add", src);
-    if (st == LM_OK) st = ids_usable("scatter_add", ids);
+    if (st == LM_OK) st = lm__ids("scatter_add", ids);
     if (st == LM_OK) st = lm__dim("scatter_add", x, dim, &d);
     if (st != LM_OK) return st;
     if (!lm__same_shape(ids, src))
@@ -208,7 +193,7 @@ int lm_scatter_add(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor *src, lm
 
 int lm_one_hot(lm_tensor *ids, int64_t classes, lm_tensor **out) {
     char is[96];
-    int st = ids_usable("one_hot", ids);
+    int st = lm__ids("one_hot", ids);
     if (st != LM_OK) return st;
     if (ids->ndim == LM_MAX_DIMS || classes < 0)
         return lm_fail(LM_ESHAPE, "one_hot: %lld classes for %s", (long long)classes,

@@ -3,15 +3,6 @@
 
 #include <string.h>
 
-/* x's shape with dim made 1 (keepdim) or left out. */
-static int reduced_shape(const lm_tensor *x, int dim, int keepdim, int64_t *shape) {
-    int n = 0;
-    for (int d = 0; d < x->ndim; d++)
-        if (d != dim) shape[n++] = x->shape[d];
-        else if (keepdim) shape[n++] = 1;
-    return n;
-}
-
 /* g, of the reduced shape, seen as a view of the shape before: stride 0 along dim. */
 static int spread(lm_tensor *g, int keepdim, int dim, int64_t size, lm_tensor **out) {
     int64_t shape[LM_MAX_DIMS], stride[LM_MAX_DIMS];
@@ -43,7 +34,7 @@ static int sum_or_mean(const char *name, int op, lm_tensor *x, int64_t dim, int 
     lm_tensor *dense = NULL, *y = NULL;
     lm_node *n = NULL;
     int64_t shape[LM_MAX_DIMS], outer, size, inner;
-    int ndim = reduced_shape(x, d, keepdim, shape);
+    int ndim = lm__reduced_shape(x, d, keepdim, shape);
     lm__around(x, d, &outer, &size, &inner);
     int result = floats ? x->dtype : op == LM_MEAN ? LM_F32 : LM_I64;
     st = lm__tensor_dense(x, op == LM_MEAN && !floats ? LM_F32 : x->dtype, &dense);
@@ -113,7 +104,7 @@ static int arg(const char *name, int op, lm_tensor *x, int64_t dim, int keepdim,
     if (st != LM_OK) return st;
     lm_tensor *dense = NULL, *ids = NULL;
     int64_t shape[LM_MAX_DIMS], outer, size, inner;
-    int ndim = reduced_shape(x, *d, keepdim, shape);
+    int ndim = lm__reduced_shape(x, *d, keepdim, shape);
     lm__around(x, *d, &outer, &size, &inner);
     if (size == 0 && outer * inner > 0)
         return lm_fail(LM_ESHAPE, "%s: %s has nothing in dim %d", name, lm__describe(x, xs),
