@@ -3,11 +3,13 @@
 local C = require 'lumoe.ffi'
 local tensor = require 'lumoe.tensor'
 local autograd = require 'lumoe.autograd'
+require 'lumoe.functional'
 local random = require 'lumoe.random'
 
 local lumoe = {}
 
-for _, name in ipairs { 'tensor', 'from', 'zeros', 'ones', 'full', 'empty', 'arange', 'cat', 'stack', 'where', 'is_tensor' } do
+for _, name in ipairs { 'tensor', 'from', 'zeros', 'ones', 'full', 'empty', 'arange', 'cat', 'stack', 'where',
+  'is_tensor' } do
   lumoe[name] = tensor[name]
 end
 for _, name in ipairs { 'no_grad', 'custom', 'scope', 'keep' } do lumoe[name] = autograd[name] end

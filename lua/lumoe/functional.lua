@@ -1,0 +1,83 @@
+--- Operations with defaults and options: methods of a tensor like those of bind.lua, under PyTorch's names.
+local C = require 'lumoe.ffi'
+local handle = require 'lumoe.handle'
+local status = require 'lumoe.status'
+local tensor = require 'lumoe.tensor'
+
+local pointer = handle.pointer
+local Tensor = tensor.methods
+
+local softmax, log_softmax, logsumexp = Tensor.softmax, Tensor.log_softmax, Tensor.logsumexp
+local layer_norm, rms_norm, rope = Tensor.layer_norm, Tensor.rms_norm, Tensor.rope
+local topk, sort, cross_entropy = Tensor.topk, Tensor.sort, Tensor.cross_entropy
+local attention = Tensor.scaled_dot_product_attention
+
+--- Over one dim, the last by default. Computed in f32, given in x's dtype.
+function Tensor:softmax(dim) return softmax(self, dim or -1) end
+function Tensor:log_softmax(dim) return log_softmax(self, dim or -1) end
+function Tensor:logsumexp(dim, keepdim) return logsumexp(self, dim or -1, keepdim) end
+
+--- Over the last dim; weight and bias have its size and may be nil.
+function Tensor:layer_norm(weight, bias, eps) return layer_norm(self, weight, bias, eps or 1e-5) end
+function Tensor:rms_norm(weight, eps) return rms_norm(self, weight, eps or 1e-6) end
+
+--- The k largest along dim (the last), descending, ties to the lower index: values, ids (i64).
+function Tensor:topk(k, dim) return topk(self, k, dim or -1) end
+--- All in order along dim (the last), stable: values, ids (i64).
+function Tensor:sort(dim, descending) return sort(self, dim or -1, descending) end
+
+local CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true, reduction = true }
+
+--- Cross entropy of logits [..., classes] (the last dim, unlike PyTorch's second) with class ids [...].
+-- Always f32. Options: ignore_index = -100; label_smoothing = 0; z_loss = 0, the weight of logsumexp²;
+-- reduction = 'mean' over the ids that are not ignored (0 if there are none), 'sum', or 'none'.
+---@param targets lumoe.Tensor  i32 or i64
+---@return lumoe.Tensor         [] or, without reduction, targets' shape
+function Tensor:cross_entropy(targets, opts)
+  opts = tensor.options(opts, CROSS_ENTROPY, 'cross_entropy')
+  local ignore, reduction = opts.ignore_index or -100, opts.reduction or 'mean'
+  if reduction ~= 'mean' and reduction ~= 'sum' and reduction ~= 'none' then
+    status.argument("cross_entropy: no reduction '%s'; there are mean, sum, none", tostring(reduction))
+  end
+  local losses = cross_entropy(self, targets, ignore, opts.label_smoothing or 0, opts.z_loss or 0)
+  if reduction == 'none' then return losses end
+  if reduction == 'sum' then return losses:sum() end
+  return losses:sum() / math.max(1, targets:ne(ignore):sum():item())
+end
+
+local ATTENTION = { key_mask = true, causal = true, scale = true }
+
+--- softmax(scale · self kᵀ) v. self [B, H, Tq, dh], k and v [B, G, Tk, dh] where G divides H.
+-- Options: key_mask, u8 [B, Tk], 1 where a key may be seen; causal: query i sees keys up to i + Tk - Tq;
+-- scale = 1/√dh. A query that may see no key gives 0.
+---@return lumoe.Tensor  [B, H, Tq, dh]; transpose(1, 2) of it is contiguous
+function Tensor:attention(k, v, opts)
+  opts = tensor.options(opts, ATTENTION, 'attention')
+  local scale = opts.scale
+  if not scale then
+    local p = pointer(self, 'attention', 'q')
+    local width = C.lm_tensor_ndim(p) > 0 and C.lm_tensor_size(p, C.lm_tensor_ndim(p) - 1) or 1
+    scale = 1 / math.sqrt(math.max(1, width))
+  end
+  return attention(self, k, v, opts.key_mask, opts.causal, scale)
+end
+Tensor.scaled_dot_product_attention = Tensor.attention
+
+local ROPE = { base = true, interleaved = true }
+
+--- Rotary positions for self [..., H, T, dh]. positions: the first one (0), the others counting up from
+-- it, or a tensor of ids, [T] or [..., T]. Options: base = 10000; interleaved = false, pairs (i, i + dh/2).
+function Tensor:rope(positions, opts)
+  opts = tensor.options(opts, ROPE, 'rope')
+  if not tensor.is_tensor(positions) then
+    local first = positions or 0
+    if type(first) ~= 'number' then
+      status.argument('rope: positions must be a number or a tensor, not a %s', type(first))
+    end
+    local time = self:dim() > 1 and self:size(-2) or 0
+    positions = tensor.arange(first, first + time, { dtype = 'i32' })
+  end
+  return rope(self, positions, opts.base or 10000, opts.interleaved)
+end
+
+return Tensor

@@ -1,0 +1,127 @@
+/* attention.c - scaled dot-product attention, softmax(scale q k' + mask) v, tile by tile: the
+ * scores are never in memory. q [B, H, Tq, dh], k and v [B, G, Tk, dh], where G divides H: each
+ * head of k and v serves H / G heads of q.
+ *
+ * Results and gradients lie in memory as [B, T, H, dh], so that the transposes that join the
+ * heads of a token, before and after, move nothing. */
+#include "runtime/ops/op.h"
+
+#include <math.h>
+
+enum { Q, K, V, O, LSE, MASK }; /* saved */
+
+/* [B, H, T, dh] over memory in the order B, T, H, dh. */
+static int heads_like(const lm_tensor *x, lm_tensor **out) {
+    int64_t inside[] = {x->shape[0], x->shape[2], x->shape[1], x->shape[3]};
+    lm_tensor *t = NULL;
+    int st = lm_tensor_new(x->dtype, 4, inside, &t);
+    if (st == LM_OK) {
+        int64_t stride[] = {t->stride[0], t->stride[2], t->stride[1], t->stride[3]};
+        st = lm__tensor_view(t, 4, x->shape, stride, 0, out);
+    }
+    lm_tensor_release(t);
+    return st;
+}
+
+/* x, or a copy of the dtype in which a head's elements lie together. */
+static int heads_of(lm_tensor *x, int dtype, lm_tensor **out) {
+    if (x->dtype != dtype || (x->stride[3] != 1 && x->shape[3] > 1))
+        return lm__tensor_dense(x, dtype, out);
+    lm_tensor_retain(*out = x);
+    return LM_OK;
+}
+
+static lm_heads strides(const lm_tensor *t) {
+    return (lm_heads){t->stride[0], t->stride[1], t->stride[2]};
+}
+
+static lm_attention problem(const lm_tensor *q, const lm_tensor *k, const lm_tensor *v,
+                            const lm_tensor *o, const lm_tensor *mask, int causal,
+                            double scale) {
+    return (lm_attention){.dtype = q->dtype,
+                          .causal = causal,
+                          .batch = q->shape[0],
+                          .heads = q->shape[1],
+                          .tq = q->shape[2],
+                          .tk = k->shape[2],
+                          .kv_heads = k->shape[1],
+                          .dim = q->shape[3],
+                          .scale = scale,
+                          .key_mask = mask ? (const uint8_t *)mask->data : NULL,
+                          .q = strides(q),
+                          .k = strides(k),
+                          .v = strides(v),
+                          .o = strides(o)};
+}
+
+static int attention_backward(lm_node *n) { /* i[0]: causal; f[0]: scale */
+    lm_tensor *s[MASK + 1], *d_o = NULL, *dq = NULL, *dk = NULL, *dv = NULL;
+    int st = LM_OK;
+    for (int i = 0; i <= MASK && st == LM_OK; i++) st = lm__saved(n, i, &s[i]);
+    if (st == LM_OK) st = heads_of(lm__grad(n, 0), s[Q]->dtype, &d_o);
+    if (st == LM_OK) st = heads_like(s[Q], &dq);
+    if (st == LM_OK) st = heads_like(s[K], &dk);
+    if (st == LM_OK) st = heads_like(s[V], &dv);
+    if (st == LM_OK) {
+        lm_attention p = problem(s[Q], s[K], s[V], s[O], s[MASK], (int)n->i[0], n->f[0]);
+        p.dq = strides(dq), p.dk = strides(dk), p.dv = strides(dv), p.d_o = strides(d_o);
+        st = lm__kernels(s[Q])->attention_bwd(&p, dq->data, dk->data, dv->data, d_o->data,
+                                              s[Q]->data, s[K]->data, s[V]->data, s[O]->data,
+                                              (const float *)(const void *)s[LSE]->data);
+    }
+    lm_tensor_release(d_o);
+    st = lm__give_result(st, n, 0, dq);
+    st = lm__give_result(st, n, 1, dk);
+    return lm__give_result(st, n, 2, dv);
+}
+
+static int check(lm_tensor *q, lm_tensor *k, lm_tensor *v, lm_tensor *mask) {
+    char a[96], b[96], c[96];
+    int st = lm__floating("attention", q);
+    if (st == LM_OK) st = lm__floating("attention", k);
+    if (st == LM_OK) st = lm__floating("attention", v);
+    if (st == LM_OK && mask) st = lm__usable("attention", mask);
+    if (st != LM_OK) return st;
+    bool fit = q->ndim == 4 && k->ndim == 4 && lm__same_shape(k, v) &&
+               q->shape[0] == k->shape[0] && q->shape[3] == k->shape[3];
+    if (fit) fit = k->shape[1] ? q->shape[1] % k->shape[1] == 0 : q->shape[1] == 0;
+    if (!fit)
+        return lm_fail(LM_ESHAPE,
+                       "attention: q is %s, k is %s, v is %s; wants [B, H, Tq, dh] and twice "
+                       "[B, G, Tk, dh], where G divides H",
+                       lm__describe(q, a), lm__describe(k, b), lm__describe(v, c));
+    if (mask && (mask->dtype != LM_U8 || mask->ndim != 2 || mask->shape[0] != k->shape[0] ||
+                 mask->shape[1] != k->shape[2]))
+        return lm_fail(LM_ESHAPE, "attention: key_mask is %s, but k is %s; wants [B, Tk] u8",
+                       lm__describe(mask, a), lm__describe(k, b));
+    return LM_OK;
+}
+
+int lm_scaled_dot_product_attention(lm_tensor *q, lm_tensor *k, lm_tensor *v,
+                                    lm_tensor *key_mask, int causal, double scale,
+                                    lm_tensor **out) {
+    int st = check(q, k, v, key_mask);
+    if (st != LM_OK) return st;
+    int dtype = lm__promote(q, k);
+    if (dtype != v->dtype) dtype = LM_F32;
+    lm_tensor *s[MASK + 1] = {NULL}, *y = NULL;
+    lm_node *n = NULL;
+    st = heads_of(q, dtype, &s[Q]);
+    if (st == LM_OK) st = heads_of(k, dtype, &s[K]);
+    if (st == LM_OK) st = heads_of(v, dtype, &s[V]);
+    if (st == LM_OK && key_mask) st = lm__tensor_dense(key_mask, LM_U8, &s[MASK]);
+    if (st == LM_OK) st = heads_like(s[Q], &y);
+    if (st == LM_OK) st = lm_tensor_new(LM_F32, 3, q->shape, &s[LSE]);
+    if (st == LM_OK) {
+        lm_attention p = problem(s[Q], s[K], s[V], y, s[MASK], causal, scale);
+        st = lm__kernels(q)->attention_fwd(&p, y->data, (float *)(void *)s[LSE]->data,
+                                           s[Q]->data, s[K]->data, s[V]->data);
+    }
+    if (st == LM_OK)
+        st =
+            lm__record("attention", attention_backward, 3, (lm_tensor *[]){q, k, v}, 1, &y, &n);
+    if (n) n->i[0] = causal, n->f[0] = scale;
+    for (int i = 0; i <= MASK && st == LM_OK; i++) st = lm__save(n, i, i == O ? y : s[i]);
+    for (int i = 0; i <= MASK; i++) lm_tensor_release(s[i]);
+    return lm__finish(st, y, out);
+}
