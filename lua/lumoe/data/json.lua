@@ -5,7 +5,7 @@ local json = { decode = cjson.decode }
 
 local function write(value, indent, out)
   if type(value) ~= 'table' then
-    out[#out + 1] = cjson.encode(value)
+    out[#out + 1] = (cjson.encode(value):gsub('\\/', '/'))
   elseif #value > 0 then
     local items = {}
     for i, item in ipairs(value) do
@@ -23,7 +23,7 @@ local function write(value, indent, out)
       return
     end
     for i, key in ipairs(keys) do
-      out[#out + 1] = (i == 1 and '{\n' or ',\n') .. indent .. '  ' .. cjson.encode(key) .. ': '
+      out[#out + 1] = (i == 1 and '{\n' or ',\n') .. indent .. '  ' .. cjson.encode(key):gsub('\\/', '/') .. ': '
       write(value[key], indent .. '  ', out)
     end
     out[#out + 1] = '\n' .. indent .. '}'
