@@ -28,7 +28,8 @@ describe('workers', function()
 
   it('says when a worker was killed', function()
     assert.error_matches(function()
-      workers.run { jobs = 2, tasks = 2, work = function() os.execute('kill -9 ' .. require('posix.unistd').getpid()) end, done = function() end }
+      local function die() require('posix.signal').kill(require('posix.unistd').getpid(), 9) end
+      workers.run { jobs = 2, tasks = 2, work = die, done = function() end }
     end, 'killed 9.; out of memory')
   end)
 end)
