@@ -22,7 +22,7 @@ mirror=${mirror:-$(apt-cache policy | sed -n 's/^ *[0-9]* \(http[^ ]*\) .*/\1/p'
 system=${KEEP:-$(mktemp -d)}
 mounted=
 cleanup() {
-  for place in $mounted; do umount "$system/$place" || true; done
+  for place in $mounted; do umount -lR "$system/$place" || true; done
   [ -n "${KEEP-}" ] || rm -rf --one-file-system "$system"
 }
 trap cleanup EXIT
@@ -33,8 +33,10 @@ if [ ! -e "$system/etc/debian_version" ]; then
   debootstrap --variant=minbase "$suite" "$system" "$mirror" >"$system.log" 2>&1 ||
     { tail -n 20 "$system.log"; exit 1; }
 fi
-for place in proc dev dev/pts sys; do
-  mount --rbind "/$place" "$system/$place" 2>/dev/null && mounted="$place $mounted"
+for place in proc dev sys; do
+  mount --rbind "/$place" "$system/$place"
+  mounted="$place $mounted"
+  mount --make-rslave "$system/$place" # unmounting it leaves our own alone
 done
 cp /etc/resolv.conf "$system/etc/" 2>/dev/null || true
 cp -r /etc/apt/apt.conf.d/. "$system/etc/apt/apt.conf.d/"
