@@ -13,5 +13,6 @@
 #include "runtime/random.h"
 #include "runtime/ops.h"
 #include "runtime/optim.h"
+#include "runtime/data.h"
 
 #endif

@@ -1,0 +1,66 @@
+// lines.cpp - a text file as lines and fields, without copying it.
+#include "runtime/text/text_impl.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace lm {
+
+int MappedText::open(const char *path) {
+    const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
+    struct stat about;
+    if (fd < 0 || fstat(fd, &about) != 0) {
+        const int st = lm_fail(LM_EIO, "%s: %s", path, std::strerror(errno));
+        if (fd >= 0) ::close(fd);
+        return st;
+    }
+    int st = LM_OK;
+    time_ = about.st_mtim.tv_sec * INT64_C(1000000000) + about.st_mtim.tv_nsec;
+    if (!S_ISREG(about.st_mode)) {
+        st = lm_fail(LM_EIO, "%s: not a file", path);
+    } else if (about.st_size > 0) {
+        size_ = static_cast<size_t>(about.st_size);
+        void *map = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+        mapped_ = map != MAP_FAILED;
+        if (mapped_) data_ = static_cast<const char *>(map);
+        else st = lm_fail(LM_EIO, "%s: %s", path, std::strerror(errno));
+    }
+    ::close(fd);
+    return st;
+}
+
+MappedText::~MappedText() {
+    if (mapped_) munmap(const_cast<char *>(data_), size_);
+}
+
+absl::string_view next_line(absl::string_view *text) {
+    const auto *end = static_cast<const char *>(std::memchr(text->data(), '\n', text->size()));
+    size_t length = end ? static_cast<size_t>(end - text->data()) : text->size();
+    absl::string_view line(text->data(), length);
+    text->remove_prefix(end ? length + 1 : length);
+    if (!line.empty() && line[line.size() - 1] == '\r') line.remove_suffix(1);
+    return line;
+}
+
+absl::string_view field(absl::string_view line, int column) {
+    for (int i = 0; column >= 0; i++) {
+        const auto *tab = static_cast<const char *>(std::memchr(line.data(), '\t', line.size()));
+        const size_t length = tab ? static_cast<size_t>(tab - line.data()) : line.size();
+        if (i == column) return {line.data(), length};
+        if (!tab) return {};
+        line.remove_prefix(length + 1);
+    }
+    return line;
+}
+
+int64_t count_lines(absl::string_view text) {
+    int64_t lines = 0;
+    for (; !text.empty(); lines++) next_line(&text);
+    return lines;
+}
+
+} // namespace lm
