@@ -20,7 +20,7 @@ typedef struct lm_stream_info {
     int32_t vocab;             /* every id is below */
     int32_t column;            /* of the text file it was made from, from 0 */
     uint64_t model;            /* hash of the tokenizer's file */
-    int64_t source_bytes;      /* size and time (ns) of the text file: is the stream still its? */
+    int64_t source_bytes; /* size and time (ns) of the text file: is the stream still its? */
     int64_t source_time;
 } lm_stream_info;
 
@@ -36,7 +36,8 @@ LM_API int lm_stream_current(const char *path, const char *source, int column, u
 LM_API int lm_stream_read(const lm_stream *s, int64_t sentence, int32_t *ids, int64_t room,
                           int64_t *length);
 
-/* Written aside; under its own name only once finished. finish frees the writer, come what may. */
+/* Written aside; under its own name only once finished. finish frees the writer, come what may.
+ */
 LM_API int lm_stream_create(const char *path, const lm_stream_info *about,
                             lm_stream_writer **out);
 LM_API int lm_stream_append(lm_stream_writer *w, const int32_t *ids, const int32_t *lengths,
@@ -52,7 +53,8 @@ enum { LM_TRANSLATION = 0, LM_DENOISING = 1, LM_MAX_PREFIX = 4 };
 
 /* A row of a task:  source      prefix... pieces eos
  *                   target in   start pieces
- *                   target out  pieces eos               (denoising: source with spans masked) */
+ *                   target out  pieces eos               (denoising: source with spans masked)
+ */
 typedef struct lm_task {
     lm_stream *source; /* borrowed for the life of the batches, as target is */
     lm_stream *target; /* sentence i of both belong together; NULL in denoising */
@@ -65,7 +67,7 @@ typedef struct lm_task {
 
 typedef struct lm_batches_options {
     int64_t seed;
-    int64_t tokens;        /* of a step: source and target, padding not counted; about so many */
+    int64_t tokens; /* of a step: source and target, padding not counted; about so many */
     int32_t micro_batches; /* in a step */
     int32_t window;        /* micro-batches that are sorted by length together */
     int32_t max_pieces;    /* longer sentences (tags and eos apart) are dropped ... */
@@ -86,20 +88,22 @@ typedef struct lm_task_info {
 
 /* One rank's slice of one micro-batch, and totals that every rank knows without asking. */
 typedef struct lm_batch_shape {
-    int64_t rows, src_len, tgt_len;     /* of the slice; lengths padded, 0 when it has no rows */
-    int64_t first;                      /* the slice's first row, as numbered in the step */
-    int64_t src_tokens, tgt_tokens;     /* of the slice, padding not counted */
+    int64_t rows, src_len, tgt_len; /* of the slice; lengths padded, 0 when it has no rows */
+    int64_t first;                  /* the slice's first row, as numbered in the step */
+    int64_t src_tokens, tgt_tokens; /* of the slice, padding not counted */
     int64_t micro_rows, micro_src_tokens, micro_tgt_tokens; /* of the micro-batch, all ranks */
     int64_t step_rows, step_src_tokens, step_tgt_tokens;    /* of the step */
 } lm_batch_shape;
 
-/* Where a slice goes; a NULL field is not wanted. [rows, src_len], [rows, tgt_len] or [rows]. */
+/* Where a slice goes; a NULL field is not wanted. [rows, src_len], [rows, tgt_len] or [rows].
+ */
 typedef struct lm_batch_buffers {
     int32_t *src, *tgt_in, *tgt_out;
     int32_t *src_lens, *tgt_lens;
     int32_t *src_language, *tgt_language, *tag;
-    int32_t *task;     /* its place in the list given to lm_batches_new */
-    int64_t *sequence; /* the row's number in the step; if fixed, the sentence's in its stream */
+    int32_t *task; /* its place in the list given to lm_batches_new */
+    int64_t
+        *sequence; /* the row's number in the step; if fixed, the sentence's in its stream */
 } lm_batch_buffers;
 
 LM_API int lm_batches_new(const lm_batches_options *options, const lm_task *tasks, int n,

@@ -1,9 +1,10 @@
 --- Text to pieces and back: SentencePiece tokenizers, trained here or opened as they are.
 --
---   local tok = text.train { model = 'de-en.model', vocab_size = 8000, symbols = { '<2de>', '<2en>', '<mask>' },
+--   local tok = text.train { model = 'de-en.model', vocab_size = 8000,
+--     symbols = { '<2de>', '<2en>', '<mask>' },
 --     columns = { { 'train.de.tsv', 1 }, { 'train.de.tsv', 2 } } }
---   tok:encode 'Guten Tag'                 --> { 412, 87, ... }   ids count from 0
---   tok:encode_tsv('train.de.tsv', { 'en.stream', 'de.stream' })
+--   tok:encode 'Guten Tag'                                           --> { 412, 87, ... }
+--   tok:encode_tsv('train.de.tsv', { 'en.stream', 'de.stream' })     -- columns 1 and 2
 --
 -- What has as many values as a corpus has pieces stays in C: encode_tsv writes token streams
 -- (lumoe.data.stream), which batches (lumoe.data.batches) read.
@@ -29,11 +30,11 @@ Tokenizer.__index = Tokenizer
 local SPECIAL = { pad = 0, unk = 1, bos = 2, eos = 3 }
 
 --- Opens a SentencePiece `.model` file, whoever trained it.
--- Its special ids are asked of the model: `tok.pad`, `tok.unk`, `tok.bos`, `tok.eos`, nil where it has none.
+-- Its special ids are asked of the model: `tok.pad`, `tok.unk`, `tok.bos`, `tok.eos`; nil: it has none.
 ---@param path string
 ---@return lumoe.Tokenizer  with fields path, size, pad, unk, bos, eos, hash
 function text.load(path)
-  if type(path) ~= 'string' then options.raise('text.load', 'wants the path of a model, not a %s', type(path)) end
+  if type(path) ~= 'string' then options.raise('text.load', 'wants a path, not a %s', type(path)) end
   local out = ffi.new 'lm_text *[1]'
   status.check(C.lm_text_open(path, out))
   local handle = ffi.gc(out[0], C.lm_text_close)
@@ -52,9 +53,9 @@ end
 function text.tag(language) return '<2' .. language .. '>' end
 
 local TRAIN_OPTIONS = {
-  model = 'string', columns = 'table?', lines = 'table?', vocab_size = 'number', type = 'string?', symbols = 'table?',
-  coverage = 'number?', normalization = 'string?', byte_fallback = 'boolean?', sample = 'number?', temperature = 'number?',
-  seed = 'number?', threads = 'number?',
+  model = 'string', vocab_size = 'number', columns = 'table?', lines = 'table?', symbols = 'table?',
+  type = 'string?', coverage = 'number?', normalization = 'string?', byte_fallback = 'boolean?',
+  sample = 'number?', temperature = 'number?', seed = 'number?', threads = 'number?',
 }
 
 -- The C side keeps pointers into these strings for one call: `anchors` holds them for as long.
@@ -71,14 +72,19 @@ local function set_columns(how, columns, anchors)
   anchors[#anchors + 1], anchors[#anchors + 2] = paths, numbers
 end
 
---- Trains a tokenizer, writes it to `model` and opens it. Special ids: pad 0, unk 1, bos 2, eos 3, then the symbols.
--- `columns`: { path, column } each, columns counted from 1; a path alone means whole lines. Or `lines`: a list of strings.
--- `symbols`: pieces that no text is ever encoded to, such as `<2de>` or `<mask>`.
--- `sample`: at most so many sentences (default 240,000), chosen evenly by `seed`; a column's share of them is its
--- size to the power 1/`temperature` (default 1). The same files and options give the same model.
----@param opts { model: string, columns: table[]?, lines: string[]?, vocab_size: integer, type: string?, symbols: string[]?,
----  coverage: number?, normalization: string?, byte_fallback: boolean?, sample: integer?, temperature: number?,
----  seed: integer?, threads: integer? }
+--- Trains a tokenizer, writes it to `model` and opens it. Ids: pad 0, unk 1, bos 2, eos 3, the symbols.
+-- The same files and options give the same model. Options, beside `model` and `vocab_size`:
+--   columns        { path, column } each, columns counted from 1; a path alone: whole lines
+--   lines          a list of sentences instead
+--   symbols        pieces that no text is ever encoded to, such as `<2de>` or `<mask>`
+--   type           'bpe' (default), 'unigram', 'word' or 'char'
+--   coverage       share of the characters' occurrences that get a piece (0.9995)
+--   normalization  'nmt_nfkc' (default), 'nfkc', 'identity', ...
+--   byte_fallback  other characters become bytes, not `unk` (false)
+--   sample         at most so many sentences (240,000), chosen evenly by `seed` (1)
+--   temperature    a column's share of them is its size to the power 1/temperature (1)
+--   threads        (2)
+---@param opts table
 ---@return lumoe.Tokenizer tokenizer
 ---@return integer sentences  trained on
 function text.train(opts)
@@ -170,8 +176,8 @@ function Tokenizer:piece(id)
 end
 
 --- Encodes columns of a file of tab-separated lines to token streams, one file each, and opens them.
--- `outputs[c]` is the stream of column c, counted from 1. Streams already made from this very file (by size and
--- time) with this very tokenizer are taken as they are, unless `force`.
+-- `outputs[c]` is the stream of column c, counted from 1. Streams made earlier from this very file (by size
+-- and time) with this very tokenizer are taken as they are, unless `force`.
 ---@param path string
 ---@param outputs table<integer, string>
 ---@param opts { threads: integer?, force: boolean? }?
@@ -184,9 +190,9 @@ function Tokenizer:encode_tsv(path, outputs, opts)
   table.sort(columns)
   if #columns == 0 then options.raise('encode_tsv', 'no column is asked for') end
 
-  local current = not opts.force
+  local current, model = not opts.force, C.lm_text_hash(self.handle)
   for _, column in ipairs(columns) do
-    current = current and lib.lm_stream_current(outputs[column], path, column - 1, C.lm_text_hash(self.handle)) == 1
+    current = current and lib.lm_stream_current(outputs[column], path, column - 1, model) == 1
   end
   if not current then
     local numbers, names = ffi.new('int32_t[?]', #columns), ffi.new('const char *[?]', #columns)
@@ -195,7 +201,8 @@ function Tokenizer:encode_tsv(path, outputs, opts)
       names[i - 1] = outputs[column]
     end
     local lines = ffi.new 'int64_t[1]'
-    status.check(C.lm_text_encode_file(self.handle, path, #columns, numbers, names, opts.threads or 2, lines))
+    local threads = opts.threads or 2
+    status.check(C.lm_text_encode_file(self.handle, path, #columns, numbers, names, threads, lines))
   end
   local streams = {}
   for _, column in ipairs(columns) do streams[column] = stream.open(outputs[column]) end

@@ -12,41 +12,51 @@
 /* ---- Making them ------------------------------------------------------------------------ */
 
 static int check_options(const lm_batches_options *o) {
-    if (o->tokens < 1) return lm_fail(LM_EARG, "batches: %lld tokens a step", (long long)o->tokens);
+    if (o->tokens < 1)
+        return lm_fail(LM_EARG, "batches: %lld tokens a step", (long long)o->tokens);
     if (o->micro_batches < 1 || o->window < 1 || o->window % o->micro_batches != 0)
-        return lm_fail(LM_EARG, "batches: a window of %d micro-batches, where a step has %d: it must"
-                                " be a multiple", o->window, o->micro_batches);
+        return lm_fail(LM_EARG,
+                       "batches: a window of %d micro-batches, where a step has %d: it must"
+                       " be a multiple",
+                       o->window, o->micro_batches);
     if (o->max_pieces < 1 || o->max_pieces > 32000)
-        return lm_fail(LM_EARG, "batches: max_pieces is %d, not within 1..32000", o->max_pieces);
-    if (o->multiple < 1) return lm_fail(LM_EARG, "batches: lengths in multiples of %d", o->multiple);
-    if (!(o->temperature > 0)) return lm_fail(LM_EARG, "batches: temperature is %g", o->temperature);
+        return lm_fail(LM_EARG, "batches: max_pieces is %d, not within 1..32000",
+                       o->max_pieces);
+    if (o->multiple < 1)
+        return lm_fail(LM_EARG, "batches: lengths in multiples of %d", o->multiple);
+    if (!(o->temperature > 0))
+        return lm_fail(LM_EARG, "batches: temperature is %g", o->temperature);
     if (!(o->denoising >= 0 && o->denoising <= 1))
         return lm_fail(LM_EARG, "batches: a share of denoising of %g", o->denoising);
     if (!(o->mask_low >= 0 && o->mask_low <= o->mask_high && o->mask_high < 1))
-        return lm_fail(LM_EARG, "batches: masks from %g to %g of a sentence", o->mask_low, o->mask_high);
-    if (!(o->mean_span >= 1)) return lm_fail(LM_EARG, "batches: spans of %g pieces", o->mean_span);
+        return lm_fail(LM_EARG, "batches: masks from %g to %g of a sentence", o->mask_low,
+                       o->mask_high);
+    if (!(o->mean_span >= 1))
+        return lm_fail(LM_EARG, "batches: spans of %g pieces", o->mean_span);
     return LM_OK;
 }
 
 static int check_id(int place, const char *what, int32_t id, const lm_stream *s) {
     if (id >= 0 && (uint32_t)id < s->header->vocab) return LM_OK;
-    return lm_fail(LM_EARG, "batches: task %d: %s is id %d, but %s has a vocabulary of %u", place, what,
-                   id, s->path, s->header->vocab);
+    return lm_fail(LM_EARG, "batches: task %d: %s is id %d, but %s has a vocabulary of %u",
+                   place, what, id, s->path, s->header->vocab);
 }
 
-static int check_task(const lm_batches_options *o, const lm_task *t, int place, const lm_stream *first) {
+static int check_task(const lm_batches_options *o, const lm_task *t, int place,
+                      const lm_stream *first) {
     if (!t->source) return lm_fail(LM_EARG, "batches: task %d has no source", place);
     const lm_stream_header *src = t->source->header;
     if (t->kind != LM_TRANSLATION && t->kind != LM_DENOISING)
         return lm_fail(LM_EARG, "batches: task %d is of kind %d", place, t->kind);
     if (t->kind == LM_DENOISING && t->target)
-        return lm_fail(LM_EARG, "batches: task %d denoises, so its target is its source", place);
+        return lm_fail(LM_EARG, "batches: task %d denoises, so its target is its source",
+                       place);
     if (t->kind == LM_TRANSLATION && !t->target && !o->fixed)
         return lm_fail(LM_EARG, "batches: task %d has no target", place);
     if (t->target && t->target->header->sentences != src->sentences)
-        return lm_fail(LM_EARG, "batches: task %d: %s has %llu sentences, but %s has %llu", place,
-                       t->source->path, (unsigned long long)src->sentences, t->target->path,
-                       (unsigned long long)t->target->header->sentences);
+        return lm_fail(LM_EARG, "batches: task %d: %s has %llu sentences, but %s has %llu",
+                       place, t->source->path, (unsigned long long)src->sentences,
+                       t->target->path, (unsigned long long)t->target->header->sentences);
     const lm_stream *streams[] = {t->source, t->target};
     for (int i = 0; i < 2; i++)
         if (streams[i] && streams[i]->header->model != first->header->model)
@@ -55,15 +65,16 @@ static int check_task(const lm_batches_options *o, const lm_task *t, int place, 
     if (src->sentences > UINT32_MAX)
         return lm_fail(LM_EARG, "batches: %s has too many sentences", t->source->path);
     if (t->prefixes < 0 || t->prefixes > LM_MAX_PREFIX)
-        return lm_fail(LM_EARG, "batches: task %d has %d prefixes, not within 0..%d", place, t->prefixes,
-                       LM_MAX_PREFIX);
+        return lm_fail(LM_EARG, "batches: task %d has %d prefixes, not within 0..%d", place,
+                       t->prefixes, LM_MAX_PREFIX);
     if (!(t->weight >= 0) || isinf(t->weight))
         return lm_fail(LM_EARG, "batches: task %d has weight %g", place, t->weight);
     int st = check_id(place, "start", t->start, t->source);
     for (int i = 0; st == LM_OK && i < t->prefixes; i++)
         st = check_id(place, "a prefix", t->prefix[i], t->source);
     if (st == LM_OK) st = check_id(place, "eos", o->eos, t->source);
-    if (st == LM_OK && t->kind == LM_DENOISING) st = check_id(place, "mask", o->mask, t->source);
+    if (st == LM_OK && t->kind == LM_DENOISING)
+        st = check_id(place, "mask", o->mask, t->source);
     return st;
 }
 
@@ -78,7 +89,8 @@ static uint64_t fold_real(uint64_t hash, double value) {
 static uint64_t fold_stream(uint64_t hash, const lm_stream *s) {
     if (!s) return fold(hash, 0);
     uint64_t n = s->header->sentences, offsets = 0;
-    for (uint64_t i = 0; i < n; i++) offsets = offsets * 0x9E3779B97F4A7C15u + s->offsets[i + 1];
+    for (uint64_t i = 0; i < n; i++)
+        offsets = offsets * 0x9E3779B97F4A7C15u + s->offsets[i + 1];
     return fold(fold(fold(hash, n), s->header->model), offsets);
 }
 
@@ -86,16 +98,18 @@ static uint64_t fingerprint(const lm_batches *b) {
     const lm_batches_options *o = &b->options;
     const int64_t numbers[] = {o->seed, o->tokens, o->micro_batches, o->window, o->max_pieces,
                                o->cut,  o->pad,    o->eos,           o->mask,   o->fixed};
-    const double reals[] = {o->temperature, o->denoising, o->mask_low, o->mask_high, o->mean_span};
+    const double reals[] = {o->temperature, o->denoising, o->mask_low, o->mask_high,
+                            o->mean_span};
     uint64_t hash = LM_STREAM_VERSION;
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         hash = fold(hash, (uint64_t)numbers[i]);
     for (size_t i = 0; i < sizeof reals / sizeof *reals; i++) hash = fold_real(hash, reals[i]);
     for (int i = 0; i < b->n; i++) {
         const lm_task *t = &b->sources[i].task;
-        const int32_t fields[] = {t->kind, t->source_language, t->target_language, t->tag,
-                                  t->start, t->prefixes};
-        for (size_t k = 0; k < sizeof fields / sizeof *fields; k++) hash = fold(hash, (uint64_t)fields[k]);
+        const int32_t fields[] = {t->kind, t->source_language, t->target_language,
+                                  t->tag,  t->start,           t->prefixes};
+        for (size_t k = 0; k < sizeof fields / sizeof *fields; k++)
+            hash = fold(hash, (uint64_t)fields[k]);
         for (int k = 0; k < t->prefixes; k++) hash = fold(hash, (uint64_t)t->prefix[k]);
         hash = fold_real(hash, t->weight);
         hash = fold_stream(fold_stream(hash, t->source), t->target);
@@ -106,7 +120,8 @@ static uint64_t fingerprint(const lm_batches *b) {
 int lm_batches_new(const lm_batches_options *options, const lm_task *tasks, int n,
                    lm_batches **out) {
     int st = n > 0 ? check_options(options) : lm_fail(LM_EARG, "batches: no tasks");
-    for (int i = 0; st == LM_OK && i < n; i++) st = check_task(options, &tasks[i], i, tasks[0].source);
+    for (int i = 0; st == LM_OK && i < n; i++)
+        st = check_task(options, &tasks[i], i, tasks[0].source);
     if (st != LM_OK) return st;
 
     lm_batches *b = calloc(1, sizeof *b);
@@ -174,15 +189,19 @@ typedef struct slice { /* what a rank has of a micro-batch */
     lm_batch_shape shape;
 } slice;
 
-static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static int64_t round_up(int64_t n, int64_t multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+}
 
 static int find_slice(lm_batches *b, double step, int micro, int rank, int ranks, slice *out) {
     const lm_batches_options *o = &b->options;
     const int per_step = o->fixed ? 1 : o->micro_batches;
     const int64_t per_window = o->fixed ? b->window.count : o->window / per_step;
-    const double steps = o->fixed ? (double)b->window.count : (double)LM_MAX_WINDOWS * (double)per_window;
+    const double steps =
+        o->fixed ? (double)b->window.count : (double)LM_MAX_WINDOWS * (double)per_window;
     if (!(step >= 0 && step < steps) || step != floor(step))
-        return lm_fail(LM_EARG, "batches: step %.17g, not a whole number below %.0f", step, steps);
+        return lm_fail(LM_EARG, "batches: step %.17g, not a whole number below %.0f", step,
+                       steps);
     if (micro < 0 || micro >= per_step)
         return lm_fail(LM_EARG, "batches: micro-batch %d of %d", micro, per_step);
     if (ranks < 1 || rank < 0 || rank >= ranks)
@@ -262,7 +281,8 @@ static int fill_source(lm_batches *b, const lm_example *e, int64_t width, int32_
     return st;
 }
 
-static int fill_target(lm_batches *b, const lm_example *e, int64_t width, int32_t *in, int32_t *out) {
+static int fill_target(lm_batches *b, const lm_example *e, int64_t width, int32_t *in,
+                       int32_t *out) {
     const lm_task *t = &b->sources[e->task].task;
     const lm_stream *s = t->kind == LM_DENOISING ? t->source : t->target;
     int64_t n = clipped(b, s, e->sentence);
@@ -282,7 +302,8 @@ static int fill_target(lm_batches *b, const lm_example *e, int64_t width, int32_
     return LM_OK;
 }
 
-static void fill_tags(const lm_batches *b, const slice *s, int64_t i, const lm_batch_buffers *out) {
+static void fill_tags(const lm_batches *b, const slice *s, int64_t i,
+                      const lm_batch_buffers *out) {
     const lm_example *e = &s->examples[i];
     const lm_task *t = &b->sources[e->task].task;
     if (out->src_lens) out->src_lens[i] = e->src_len;
@@ -291,7 +312,8 @@ static void fill_tags(const lm_batches *b, const slice *s, int64_t i, const lm_b
     if (out->tgt_language) out->tgt_language[i] = t->target_language;
     if (out->tag) out->tag[i] = t->tag;
     if (out->task) out->task[i] = (int32_t)e->task;
-    if (out->sequence) out->sequence[i] = b->options.fixed ? (int64_t)e->sentence : s->shape.first + i;
+    if (out->sequence)
+        out->sequence[i] = b->options.fixed ? (int64_t)e->sentence : s->shape.first + i;
 }
 
 int lm_batches_fill(lm_batches *b, double step, int micro, int rank, int ranks,

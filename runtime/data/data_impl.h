@@ -41,8 +41,8 @@ typedef struct lm_noise {
 lm_noise lm__noise_plan(const lm_batches_options *o, uint64_t key, int64_t pieces);
 
 /* pieces[n] -> corrupted[n - masked + spans] */
-void lm__noise_apply(lm_noise plan, uint64_t key, const int32_t *pieces, int64_t n, int32_t mask,
-                     int32_t *corrupted);
+void lm__noise_apply(lm_noise plan, uint64_t key, const int32_t *pieces, int64_t n,
+                     int32_t mask, int32_t *corrupted);
 
 /* ---- window.c: the examples that are sorted by length together */
 

@@ -50,12 +50,15 @@ static int set_shares(lm_batches *b) {
     for (int i = 0; i < b->n; i++) {
         lm_source *s = &b->sources[i];
         s->about.share = s->about.kept == 0 ? 0
-                         : s->task.weight * pow((double)s->about.kept, 1 / b->options.temperature);
+                                            : s->task.weight * pow((double)s->about.kept,
+                                                                   1 / b->options.temperature);
         sums[s->task.kind] += s->about.share;
     }
     if (sums[0] + sums[1] <= 0)
-        return lm_fail(LM_EARG, "batches: nothing to draw: every sentence is empty, longer than %d"
-                                " pieces, or of a task with weight 0", b->options.max_pieces);
+        return lm_fail(LM_EARG,
+                       "batches: nothing to draw: every sentence is empty, longer than %d"
+                       " pieces, or of a task with weight 0",
+                       b->options.max_pieces);
     double denoising = b->options.denoising;
     if (sums[LM_DENOISING] <= 0) denoising = 0;
     else if (sums[LM_TRANSLATION] <= 0) denoising = 1;
@@ -75,8 +78,10 @@ static int set_quotas(lm_batches *b) {
     double least = 2.0 * o->window + b->n; /* so that no micro-batch is without rows */
     if (rows < least) rows = least;
     if (rows > LM_MAX_ROWS)
-        return lm_fail(LM_EARG, "batches: %.0f examples in a window of %d micro-batches are too many;"
-                                " make the window or the tokens of a step smaller", rows, o->window);
+        return lm_fail(LM_EARG,
+                       "batches: %.0f examples in a window of %d micro-batches are too many;"
+                       " make the window or the tokens of a step smaller",
+                       rows, o->window);
     for (int i = 0; i < b->n; i++) {
         lm_source *s = &b->sources[i];
         s->quota = (uint64_t)llround(rows * s->about.share * (1 << LM_QUOTA_BITS));
@@ -86,7 +91,8 @@ static int set_quotas(lm_batches *b) {
 
 int lm__mixture(lm_batches *b) {
     int st = LM_OK;
-    for (int i = 0; st == LM_OK && i < b->n; i++) st = keep_sentences(&b->sources[i], &b->options, i);
+    for (int i = 0; st == LM_OK && i < b->n; i++)
+        st = keep_sentences(&b->sources[i], &b->options, i);
     if (st == LM_OK && !b->options.fixed) st = set_shares(b);
     if (st == LM_OK && !b->options.fixed) st = set_quotas(b);
     return st;

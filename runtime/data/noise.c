@@ -9,7 +9,8 @@
  * places before, between and after the kept pieces (so two masks never touch), and s - 1
  * different ones of the m - 1 inner borders of the masked pieces part them into spans. Which
  * ones is decided place by place: with `need` to choose of `left`, take one with probability
- * need / left. The length alone, n - m + s, costs one draw: batches are cut before any span is. */
+ * need / left. The length alone, n - m + s, costs one draw: batches are cut before any span is.
+ */
 #include "kernels/philox.h"
 #include "runtime/data/data_impl.h"
 
@@ -19,7 +20,8 @@ enum { RATE_STREAM, PLACE_STREAM, BORDER_STREAM };
 
 lm_noise lm__noise_plan(const lm_batches_options *o, uint64_t key, int64_t n) {
     const int64_t one = 1 << 16; /* the rate in whole numbers, alike on every machine */
-    int64_t low = llround(o->mask_low * (double)one), high = llround(o->mask_high * (double)one);
+    int64_t low = llround(o->mask_low * (double)one),
+            high = llround(o->mask_high * (double)one);
     int64_t draw = lm_philox_at(key, RATE_STREAM, 0);
     int64_t rate = low + (((high - low) * draw) >> 32);
     int64_t masked = (rate * n + one / 2) / one;
@@ -39,8 +41,8 @@ static bool take(uint64_t key, uint64_t stream, int64_t place, int64_t need, int
     return (int64_t)((draw * (uint64_t)left) >> 32) < need;
 }
 
-void lm__noise_apply(lm_noise plan, uint64_t key, const int32_t *pieces, int64_t n, int32_t mask,
-                     int32_t *corrupted) {
+void lm__noise_apply(lm_noise plan, uint64_t key, const int32_t *pieces, int64_t n,
+                     int32_t mask, int32_t *corrupted) {
     int64_t kept = n - plan.masked, need = plan.spans;
     int64_t border = 0, borders = plan.masked - 1, borders_need = plan.spans - 1;
     int64_t from = 0, to = 0;

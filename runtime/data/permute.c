@@ -1,9 +1,9 @@
 /* permute.c - a random order of n things that is never written down.
  *
- * A Feistel network is a bijection of 0..4^h-1 whatever its round function. With 4^h >= n, going
- * through it again while the result is n or more ("cycle walking", Black and Rogaway 2002)
- * makes it one of 0..n-1; 4^h < 4n, so that takes under four rounds on average. Every position
- * of every epoch is thus found on its own, without the ones before it. */
+ * A Feistel network is a bijection of 0..4^h-1 whatever its round function. With 4^h >= n,
+ * going through it again while the result is n or more ("cycle walking", Black and Rogaway
+ * 2002) makes it one of 0..n-1; 4^h < 4n, so that takes under four rounds on average. Every
+ * position of every epoch is thus found on its own, without the ones before it. */
 #include "runtime/data/data_impl.h"
 
 /* splitmix64's finalizer (Steele et al. 2014) */

@@ -16,13 +16,15 @@ static int check_header(const lm_stream_header *h, uint64_t bytes, const char *p
     if (bytes < sizeof *h || memcmp(h->magic, LM_STREAM_MAGIC, sizeof h->magic) != 0)
         return lm_fail(LM_EIO, "%s: not a token stream", path);
     if (h->version != LM_STREAM_VERSION)
-        return lm_fail(LM_EIO, "%s: a token stream of version %u, but this program reads %d", path,
-                       h->version, LM_STREAM_VERSION);
-    bool sane = (h->id_bytes == 2 || h->id_bytes == 4) && h->vocab > 0 && h->vocab <= INT32_MAX &&
-                h->tokens < bytes && h->sentences < bytes; /* so that nothing below overflows */
+        return lm_fail(LM_EIO, "%s: a token stream of version %u, but this program reads %d",
+                       path, h->version, LM_STREAM_VERSION);
+    bool sane = (h->id_bytes == 2 || h->id_bytes == 4) && h->vocab > 0 &&
+                h->vocab <= INT32_MAX && h->tokens < bytes &&
+                h->sentences < bytes; /* so that nothing below overflows */
     uint64_t whole = sane ? lm_stream_offsets_at(h) + 8 * (h->sentences + 1) : 0;
     if (whole != bytes)
-        return lm_fail(LM_EIO, "%s: a damaged token stream (%llu bytes, where its header tells %llu)",
+        return lm_fail(LM_EIO,
+                       "%s: a damaged token stream (%llu bytes, where its header tells %llu)",
                        path, (unsigned long long)bytes, (unsigned long long)whole);
     return LM_OK;
 }
@@ -31,8 +33,11 @@ static int check_offsets(const lm_stream *s) {
     const uint64_t *at = s->offsets;
     uint64_t n = s->header->sentences;
     bool ok = at[0] == 0 && at[n] == s->header->tokens;
-    for (uint64_t i = 0; ok && i < n; i++) ok = at[i] <= at[i + 1] && at[i + 1] - at[i] <= INT32_MAX;
-    if (!ok) return lm_fail(LM_EIO, "%s: a damaged token stream (its offsets are in disorder)", s->path);
+    for (uint64_t i = 0; ok && i < n; i++)
+        ok = at[i] <= at[i + 1] && at[i + 1] - at[i] <= INT32_MAX;
+    if (!ok)
+        return lm_fail(LM_EIO, "%s: a damaged token stream (its offsets are in disorder)",
+                       s->path);
     return LM_OK;
 }
 
@@ -42,7 +47,8 @@ static int map_file(lm_stream *s) {
     int st = LM_OK;
     struct stat about;
     if (fstat(fd, &about) != 0) st = lm_fail(LM_EIO, "%s: %s", s->path, strerror(errno));
-    if (st == LM_OK && (!S_ISREG(about.st_mode) || about.st_size < (off_t)sizeof(lm_stream_header)))
+    if (st == LM_OK &&
+        (!S_ISREG(about.st_mode) || about.st_size < (off_t)sizeof(lm_stream_header)))
         st = lm_fail(LM_EIO, "%s: not a token stream", s->path);
     if (st == LM_OK) {
         s->bytes = (size_t)about.st_size;
@@ -125,8 +131,8 @@ int lm__stream_copy(const lm_stream *s, int64_t sentence, int64_t count, int32_t
         }
     }
     if (highest >= s->header->vocab)
-        return lm_fail(LM_EIO, "%s: a damaged token stream (sentence %lld has id %u, of %u)", s->path,
-                       (long long)sentence, highest, s->header->vocab);
+        return lm_fail(LM_EIO, "%s: a damaged token stream (sentence %lld has id %u, of %u)",
+                       s->path, (long long)sentence, highest, s->header->vocab);
     return LM_OK;
 }
 

@@ -3,7 +3,8 @@
  *   header     64 bytes
  *   ids        u16 each, or i32 when the vocabulary has more than 65536 pieces
  *   (zeros up to a multiple of 8)
- *   offsets    u64 each, sentences + 1 of them: sentence i is ids[offsets[i] .. offsets[i+1]) */
+ *   offsets    u64 each, sentences + 1 of them: sentence i is ids[offsets[i] .. offsets[i+1])
+ */
 #ifndef LM_STREAM_FILE_H
 #define LM_STREAM_FILE_H
 

@@ -1,4 +1,5 @@
-/* stream_writer.c - makes a token stream: ids as they come, offsets after them, the header last.
+/* stream_writer.c - makes a token stream: ids as they come, offsets after them, the header
+ * last.
  *
  * All goes to `path.PID.part`, which is synced and renamed only when whole, so that a stream
  * under its own name is never half of one. */
@@ -33,7 +34,8 @@ static int reserve(lm_stream_writer *w, uint64_t offsets) {
 }
 
 int lm_stream_create(const char *path, const lm_stream_info *about, lm_stream_writer **out) {
-    if (about->vocab <= 0) return lm_fail(LM_EARG, "%s: a vocabulary of %d", path, about->vocab);
+    if (about->vocab <= 0)
+        return lm_fail(LM_EARG, "%s: a vocabulary of %d", path, about->vocab);
     lm_stream_writer *w = calloc(1, sizeof *w);
     size_t room = strlen(path) + 32;
     if (w) w->path = strdup(path);
@@ -78,7 +80,8 @@ int lm_stream_append(lm_stream_writer *w, const int32_t *ids, const int32_t *len
                      int64_t sentences) {
     int64_t total = 0;
     for (int64_t i = 0; i < sentences; i++) {
-        if (lengths[i] < 0) return lm_fail(LM_EARG, "%s: a sentence of length %d", w->path, lengths[i]);
+        if (lengths[i] < 0)
+            return lm_fail(LM_EARG, "%s: a sentence of length %d", w->path, lengths[i]);
         total += lengths[i];
     }
     for (int64_t i = 0; i < total; i++)
@@ -100,7 +103,8 @@ int lm_stream_finish(lm_stream_writer *w) {
     size_t count = (size_t)w->header.sentences + 1;
     size_t gap = (8 - w->header.tokens * w->header.id_bytes % 8) % 8;
     bool ok = fwrite(zeros, 1, gap, w->file) == gap &&
-              fwrite(w->offsets, 8, count, w->file) == count && fseek(w->file, 0, SEEK_SET) == 0 &&
+              fwrite(w->offsets, 8, count, w->file) == count &&
+              fseek(w->file, 0, SEEK_SET) == 0 &&
               fwrite(&w->header, sizeof w->header, 1, w->file) == 1 && fflush(w->file) == 0 &&
               fsync(fileno(w->file)) == 0;
     int st = ok ? LM_OK : io_failure(w);

@@ -49,7 +49,8 @@ static int by_key(const void *x, const void *y) {
 
 /* Bands of targets of about one length (one padded length, where those are coarse), in them by
  * source, up and down by turns so that neighbours stay alike from one band to the next; among
- * equals, random. (Bands of 3, windows of 512: 3.8% padding on the default data; 7.2% with 128.) */
+ * equals, random. (Bands of 3, windows of 512: 3.8% padding on the default data; 7.2% with
+ * 128.) */
 static uint64_t training_key(const lm_batches_options *o, const lm_example *e) {
     uint64_t width = o->multiple > 3 ? (uint64_t)o->multiple : 3, source = (uint64_t)e->src_len;
     uint64_t band = ((uint64_t)e->tgt_len + width - 1) / width;
@@ -66,8 +67,9 @@ static int draw_examples(const lm_batches *b, lm_window *w) {
     uint64_t number = (uint64_t)w->number;
     for (int t = 0; t < b->n; t++) {
         const lm_source *s = &b->sources[t];
-        w->rows += b->options.fixed ? s->about.kept
-                                    : (int64_t)(lm__drawn(s, number + 1) - lm__drawn(s, number));
+        w->rows += b->options.fixed
+                       ? s->about.kept
+                       : (int64_t)(lm__drawn(s, number + 1) - lm__drawn(s, number));
     }
     size_t room = (size_t)w->rows + 1;
     sort_item *items = malloc(room * sizeof *items);
@@ -110,19 +112,22 @@ static lm_micro micro_of(const lm_window *w, int64_t first, int64_t end) {
  * left without rows. */
 static void cut_evenly(const lm_batches *b, lm_window *w) {
     const int64_t count = w->count;
-    uint64_t key = lm__key((uint64_t)b->options.seed, LM_KEY_ORDER, UINT64_MAX, (uint64_t)w->number);
+    uint64_t key =
+        lm__key((uint64_t)b->options.seed, LM_KEY_ORDER, UINT64_MAX, (uint64_t)w->number);
     lm_micro all = micro_of(w, 0, w->rows);
     int64_t total = all.src_tokens + all.tgt_tokens, passed = 0, first = 0, end = 0;
     for (int64_t k = 1; k <= count; k++) {
         int64_t highest = w->rows - (count - k) > end ? w->rows - (count - k) : end;
-        int64_t tokens = end < w->rows ? w->examples[end].src_len + w->examples[end].tgt_len : 0;
-        while (end < highest && (end == first || k == count ||
-                                 (passed + tokens / 2) * count < total * k)) {
+        int64_t tokens =
+            end < w->rows ? w->examples[end].src_len + w->examples[end].tgt_len : 0;
+        while (end < highest &&
+               (end == first || k == count || (passed + tokens / 2) * count < total * k)) {
             passed += tokens;
             end++;
             tokens = end < w->rows ? w->examples[end].src_len + w->examples[end].tgt_len : 0;
         }
-        w->micros[lm__permute(key, (uint64_t)count, (uint64_t)(k - 1))] = micro_of(w, first, end);
+        w->micros[lm__permute(key, (uint64_t)count, (uint64_t)(k - 1))] =
+            micro_of(w, first, end);
         first = end;
     }
 }
@@ -154,7 +159,8 @@ int lm__window_load(lm_batches *b, int64_t number) {
     if (st == LM_OK) {
         w.count = b->options.fixed ? w.rows + 1 : b->options.window;
         w.micros = calloc((size_t)w.count, sizeof *w.micros);
-        if (!w.micros) st = lm_fail(LM_EOOM, "batches: no memory for %lld batches", (long long)w.count);
+        if (!w.micros)
+            st = lm_fail(LM_EOOM, "batches: no memory for %lld batches", (long long)w.count);
     }
     if (st == LM_OK) {
         if (b->options.fixed) cut_by_size(b, &w);

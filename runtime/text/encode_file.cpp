@@ -5,6 +5,7 @@
 // holds one round.
 #include "runtime/text/text_impl.h"
 
+#include <system_error>
 #include <thread>
 
 extern "C" {
@@ -41,6 +42,23 @@ void encode_block(const lm_text *t, int columns, const int32_t *column, Block *b
     } catch (const std::exception &e) {
         block->error = e.what();
     }
+}
+
+// A block per thread; where the system gives no thread, here.
+void encode_round(const lm_text *t, int columns, const int32_t *column,
+                  std::vector<Block> *blocks, size_t used) {
+    std::vector<std::thread> team;
+    team.reserve(used); // from here on, only starting a thread can throw
+    for (size_t b = 1; b < used; b++) {
+        Block *block = &(*blocks)[b];
+        try {
+            team.emplace_back(encode_block, t, columns, column, block);
+        } catch (const std::system_error &) {
+            encode_block(t, columns, column, block);
+        }
+    }
+    encode_block(t, columns, column, &(*blocks)[0]);
+    for (auto &thread : team) thread.join();
 }
 
 struct Writers { // abandoned unless finished
@@ -102,11 +120,7 @@ int encode_file(const lm_text *t, const char *path, int columns, const int32_t *
     int64_t count = 0;
     while (st == LM_OK && !rest.empty()) {
         const size_t used = deal_lines(&rest, &blocks);
-        std::vector<std::thread> team;
-        for (size_t b = 1; b < used; b++)
-            team.emplace_back(encode_block, t, columns, column, &blocks[b]);
-        encode_block(t, columns, column, &blocks[0]);
-        for (auto &thread : team) thread.join();
+        encode_round(t, columns, column, &blocks, used);
         st = write_round(blocks, used, &writers);
         for (size_t b = 0; b < used; b++) count += static_cast<int64_t>(blocks[b].lines.size());
     }
@@ -124,7 +138,6 @@ int encode_file(const lm_text *t, const char *path, int columns, const int32_t *
 int lm_text_encode_file(const lm_text *t, const char *path, int columns, const int32_t *column,
                         const char *const *stream, int threads, int64_t *lines) {
     if (threads < 1 || threads > 256) return lm_fail(LM_EARG, "text: %d threads", threads);
-    return lm::guarded(path, [&] {
-        return encode_file(t, path, columns, column, stream, threads, lines);
-    });
+    return lm::guarded(
+        path, [&] { return encode_file(t, path, columns, column, stream, threads, lines); });
 }

@@ -48,7 +48,8 @@ absl::string_view next_line(absl::string_view *text) {
 
 absl::string_view field(absl::string_view line, int column) {
     for (int i = 0; column >= 0; i++) {
-        const auto *tab = static_cast<const char *>(std::memchr(line.data(), '\t', line.size()));
+        const auto *tab =
+            static_cast<const char *>(std::memchr(line.data(), '\t', line.size()));
         const size_t length = tab ? static_cast<size_t>(tab - line.data()) : line.size();
         if (i == column) return {line.data(), length};
         if (!tab) return {};

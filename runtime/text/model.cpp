@@ -59,7 +59,8 @@ int lm_text_open(const char *path, lm_text **out) {
         const int st = read_file(path, &bytes);
         if (st != LM_OK) return st;
         if (!whole_model(bytes))
-            return lm_fail(LM_EIO, "%s: not a SentencePiece model, or not the whole of one", path);
+            return lm_fail(LM_EIO, "%s: not a SentencePiece model, or not the whole of one",
+                           path);
         const auto loaded = t->processor.LoadFromSerializedProto(bytes);
         if (!loaded.ok())
             return lm_fail(LM_EIO, "%s: SentencePiece: %s", path, lm::reason(loaded).c_str());
@@ -87,13 +88,15 @@ int lm_text_special(const lm_text *t, int which) {
 
 int lm_text_id(const lm_text *t, const char *piece, int64_t bytes) {
     const std::string wanted(piece, static_cast<size_t>(bytes));
-    const int id = t->processor.PieceToId(wanted); // the unknown piece's, if there is no such piece
+    const int id =
+        t->processor.PieceToId(wanted); // the unknown piece's, if there is no such piece
     return id >= 0 && id < lm_text_size(t) && t->processor.IdToPiece(id) == wanted ? id : -1;
 }
 
 int lm_text_piece(const lm_text *t, int id, const char **piece, int64_t *bytes) {
     if (id < 0 || id >= lm_text_size(t))
-        return lm_fail(LM_EARG, "text: id %d, but the vocabulary has %d pieces", id, lm_text_size(t));
+        return lm_fail(LM_EARG, "text: id %d, but the vocabulary has %d pieces", id,
+                       lm_text_size(t));
     const std::string &found = t->processor.IdToPiece(id);
     *piece = found.data();
     *bytes = static_cast<int64_t>(found.size());
@@ -104,7 +107,8 @@ int lm_text_encode(lm_text *t, const char *text, int64_t bytes, const int32_t **
                    int64_t *count) {
     return lm::guarded("text: encode", [&] {
         const auto done = t->processor.Encode({text, static_cast<size_t>(bytes)}, &t->ids);
-        if (!done.ok()) return lm_fail(LM_EINTERNAL, "text: encode: %s", lm::reason(done).c_str());
+        if (!done.ok())
+            return lm_fail(LM_EINTERNAL, "text: encode: %s", lm::reason(done).c_str());
         *ids = t->ids.data();
         *count = static_cast<int64_t>(t->ids.size());
         return static_cast<int>(LM_OK);
@@ -117,10 +121,12 @@ int lm_text_decode(lm_text *t, const int32_t *ids, int64_t count, const char **t
         const int size = lm_text_size(t);
         for (int64_t i = 0; i < count; i++)
             if (ids[i] < 0 || ids[i] >= size)
-                return lm_fail(LM_EARG, "text: decode: id %d at %lld, but the vocabulary has %d pieces",
+                return lm_fail(LM_EARG,
+                               "text: decode: id %d at %lld, but the vocabulary has %d pieces",
                                ids[i], static_cast<long long>(i), size);
         const auto done = t->processor.Decode(std::vector<int>(ids, ids + count), &t->text);
-        if (!done.ok()) return lm_fail(LM_EINTERNAL, "text: decode: %s", lm::reason(done).c_str());
+        if (!done.ok())
+            return lm_fail(LM_EINTERNAL, "text: decode: %s", lm::reason(done).c_str());
         *text = t->text.data();
         *bytes = static_cast<int64_t>(t->text.size());
         return static_cast<int>(LM_OK);

@@ -7,10 +7,10 @@
 #define LM_TEXT_H
 
 #ifndef LM_CDEF
-#include "runtime/status.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
+#include "runtime/status.h"
 #else
 #define LM_API /* the declarations are read on their own, after those of runtime/lumoe.h */
 #endif
@@ -39,21 +39,22 @@ LM_API int lm_text_encode_file(const lm_text *t, const char *path, int columns,
                                const int32_t *column, const char *const *stream, int threads,
                                int64_t *lines);
 
-/* How to train a tokenizer. The sentences are `lines`, or else a sample of the columns named. */
+/* How to train a tokenizer. The sentences are `lines`, or else a sample of the columns named.
+ */
 typedef struct lm_text_training {
     const char *model;         /* the file to write */
     const char *type;          /* bpe, unigram, word or char */
     const char *normalization; /* nmt_nfkc, nfkc, identity, ... */
-    const char *symbols;       /* one a line: pieces that no text becomes, after pad unk bos eos */
+    const char *symbols; /* one a line: pieces that no text becomes, after pad unk bos eos */
     int32_t vocab_size, byte_fallback, threads;
-    double coverage;      /* share of the characters' occurrences that get a piece */
-    const char *lines;    /* sentences, one a line; or NULL */
+    double coverage;   /* share of the characters' occurrences that get a piece */
+    const char *lines; /* sentences, one a line; or NULL */
     int64_t lines_bytes;
-    int32_t columns;           /* how many paths and columns follow */
-    const char *const *path;   /* [columns] */
-    const int32_t *column;     /* [columns], -1: the whole line */
-    int64_t sample, seed; /* at most so many sentences in all, chosen evenly by the seed */
-    double temperature;   /* a column's share of them is its size to the power 1/temperature */
+    int32_t columns;         /* how many paths and columns follow */
+    const char *const *path; /* [columns] */
+    const int32_t *column;   /* [columns], -1: the whole line */
+    int64_t sample, seed;    /* at most so many sentences in all, chosen evenly by the seed */
+    double temperature; /* a column's share of them is its size to the power 1/temperature */
 } lm_text_training;
 
 LM_API int lm_text_train(const lm_text_training *how, int64_t *sentences);

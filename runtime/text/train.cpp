@@ -3,7 +3,8 @@
 // Each column of each file gives a share of the sample; which of its lines, Knuth's algorithm S
 // says (TAOCP 3.4.2): with `need` to choose of the `left` lines to come, take the next with
 // probability need / left, by a counter-based draw. Symbols are SentencePiece's "control"
-// pieces: a sentence that happens to contain "<mask>" is spelled out, never taken for the symbol.
+// pieces: a sentence that happens to contain "<mask>" is spelled out, never taken for the
+// symbol.
 #include "runtime/text/text_impl.h"
 
 #include <algorithm>
@@ -78,9 +79,10 @@ int sample_columns(const lm_text_training &how, Sentences *out) {
         int64_t need = take[i];
         for (int64_t left = lines[i]; need > 0; left--) {
             const auto line = lm::next_line(&text);
-            const uint64_t draw = lm_philox_at(static_cast<uint64_t>(how.seed), i,
-                                               static_cast<uint64_t>(left));
-            if (static_cast<int64_t>((draw * static_cast<uint64_t>(left)) >> 32) >= need) continue;
+            const uint64_t draw =
+                lm_philox_at(static_cast<uint64_t>(how.seed), i, static_cast<uint64_t>(left));
+            if (static_cast<int64_t>((draw * static_cast<uint64_t>(left)) >> 32) >= need)
+                continue;
             keep(lm::field(line, how.column[i]), out);
             need--;
         }
@@ -105,7 +107,8 @@ int comma_separated(absl::string_view symbols, std::string *out) {
         const auto symbol = lm::next_line(&symbols);
         const std::string text(symbol.data(), symbol.size());
         if (text.empty() || text.find_first_of(",\" ") != std::string::npos)
-            return lm_fail(LM_EARG, "text: symbol '%s' is empty or has a comma, a quote or a space",
+            return lm_fail(LM_EARG,
+                           "text: symbol '%s' is empty or has a comma, a quote or a space",
                            text.c_str());
         if (!out->empty()) *out += ',';
         *out += text;
@@ -120,9 +123,11 @@ int train(const lm_text_training &how, int64_t *count) {
     if (st == LM_OK && !how.lines) st = sample_columns(how, &sentences);
     if (st != LM_OK) return st;
     if (how.lines)
-        for (absl::string_view text(how.lines, static_cast<size_t>(how.lines_bytes)); !text.empty();)
+        for (absl::string_view text(how.lines, static_cast<size_t>(how.lines_bytes));
+             !text.empty();)
             keep(lm::next_line(&text), &sentences);
-    if (sentences.empty()) return lm_fail(LM_EARG, "text: train: there is no sentence to train on");
+    if (sentences.empty())
+        return lm_fail(LM_EARG, "text: train: there is no sentence to train on");
 
     std::unordered_map<std::string, std::string> options = {
         {"model_type", how.type},
@@ -131,7 +136,10 @@ int train(const lm_text_training &how, int64_t *count) {
         {"normalization_rule_name", how.normalization},
         {"byte_fallback", how.byte_fallback ? "true" : "false"},
         {"num_threads", std::to_string(how.threads)},
-        {"pad_id", "0"}, {"unk_id", "1"}, {"bos_id", "2"}, {"eos_id", "3"},
+        {"pad_id", "0"},
+        {"unk_id", "1"},
+        {"bos_id", "2"},
+        {"eos_id", "3"},
         {"minloglevel", "2"},
     };
     if (!symbols.empty()) options["control_symbols"] = symbols;
@@ -147,6 +155,7 @@ int train(const lm_text_training &how, int64_t *count) {
 } // namespace
 
 int lm_text_train(const lm_text_training *how, int64_t *sentences) {
-    if (!(how->temperature > 0)) return lm_fail(LM_EARG, "text: train: temperature %g", how->temperature);
+    if (!(how->temperature > 0))
+        return lm_fail(LM_EARG, "text: train: temperature %g", how->temperature);
     return lm::guarded("text: train", [&] { return train(*how, sentences); });
 }

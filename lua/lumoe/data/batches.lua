@@ -1,12 +1,13 @@
 --- Batches of a mixture of tasks, the same for every number of ranks.
 --
---   local train = batches.new { tokenizer = tok, languages = { 'en', 'de', 'fr' }, tokens = 8192, micro_batches = 2, seed = 1,
---     tasks = { { source = de, target = en, from = 'de', to = 'en' },             -- streams of lumoe.data.stream
+--   local train = batches.new {
+--     tokenizer = tok, languages = { 'en', 'de' }, tokens = 8192, micro_batches = 2, seed = 1,
+--     tasks = { { source = de, target = en, from = 'de', to = 'en' }, -- streams of lumoe.data.stream
 --               { source = en, from = 'en', to = 'en', kind = 'denoising' } } }
---   local batch = train:get(step, micro, rank, ranks)    -- all counted from 0
+--   local batch = train:get(step, micro, rank, ranks)                 -- all counted from 0
 --
--- What a step holds follows from the options, the data and the step's number alone: a run that stops goes on by
--- asking for the next step, with as many ranks as it likes.
+-- What a step holds follows from the options, the data and the step's number alone: a run that stopped goes
+-- on by asking for the next step, with as many ranks as it likes.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local options = require 'lumoe.options'
@@ -25,9 +26,11 @@ local TASK = {
 }
 
 local OPTIONS = {
-  tokenizer = 'table', languages = 'table', tasks = 'table', tokens = 'number', micro_batches = 'number?', window = 'number?',
-  seed = 'number?', temperature = 'number?', denoising = 'number?', max_pieces = 'number?', too_long = 'string?',
-  multiple = 'number?', mask_rate = 'table?', mean_span = 'number?', source_tags = 'boolean?', start = 'string?',
+  tokenizer = 'table', languages = 'table', tasks = 'table', tokens = 'number',
+  micro_batches = 'number?', window = 'number?', seed = 'number?',
+  temperature = 'number?', denoising = 'number?', mask_rate = 'table?', mean_span = 'number?',
+  max_pieces = 'number?', too_long = 'string?', multiple = 'number?',
+  source_tags = 'boolean?', start = 'string?',
 }
 
 local function piece_id(tok, piece, who)
@@ -39,11 +42,15 @@ end
 local function set_task(out, task, opts, who)
   options.check(who .. ': a task', task, TASK)
   local tok, kind = opts.tokenizer, task.kind or 'translation'
-  if not KINDS[kind] then options.raise(who, "a task of kind '%s': there are translation and denoising", kind) end
+  if not KINDS[kind] then
+    options.raise(who, "a task of kind '%s': there are translation and denoising", kind)
+  end
   local number = {}
   for i, language in ipairs(opts.languages) do number[language] = i - 1 end
   for _, language in ipairs { task.from, task.to } do
-    if not number[language] then options.raise(who, "language '%s' is not among `languages`", language) end
+    if not number[language] then
+      options.raise(who, "language '%s' is not among `languages`", language)
+    end
   end
   out.source = task.source.handle
   if task.target then out.target = task.target.handle end
@@ -65,11 +72,13 @@ end
 local function build(opts, who, fixed)
   options.check(who, opts, OPTIONS)
   local tok, rate = opts.tokenizer, opts.mask_rate or { 0.15, 0.35 }
-  if not tok.eos then options.raise(who, 'tokenizer %s has no end-of-sentence piece', tok.path) end
+  if not tok.eos then options.raise(who, 'tokenizer %s has no eos piece', tok.path) end
   if opts.start and opts.start ~= 'tag' and opts.start ~= 'bos' then
     options.raise(who, "`start` is '%s': targets start with their 'tag' or with 'bos'", opts.start)
   end
-  if opts.start == 'bos' and not tok.bos then options.raise(who, 'tokenizer %s has no bos piece', tok.path) end
+  if opts.start == 'bos' and not tok.bos then
+    options.raise(who, 'tokenizer %s has no bos piece', tok.path)
+  end
   if opts.too_long and opts.too_long ~= 'drop' and opts.too_long ~= 'cut' then
     options.raise(who, "`too_long` is '%s': such sentences are to 'drop' or to 'cut'", opts.too_long)
   end
@@ -112,24 +121,31 @@ local function build(opts, who, fixed)
   return setmetatable(self, Batches)
 end
 
---- Endless batches for training.
--- `tokens`: of a step, source and target with tags and ends, padding not counted; steps have about so many.
--- `micro_batches` (1): parts of a step, each sorted by length, of different lengths among each other.
--- `window` (about 512): micro-batches that are drawn and sorted together; a multiple of micro_batches.
--- `temperature` (1): a task's share is its size to the power 1/temperature, times its `weight`.
--- `denoising` (0.1): the share of tasks of that kind: BART's span corruption, `mask_rate` ({0.15, 0.35}) of the
--- pieces in spans of `mean_span` (3), each span one `<mask>`.
--- `max_pieces` (128) of a sentence; longer ones `too_long`: are to 'drop' (default) or 'cut'.
--- `multiple` (1): padded lengths are rounded up to it. `languages` gives each language its number, from 0.
--- Rows: source = <2TO> [<2FROM> if source_tags] pieces eos; target in = <2TO> (or bos, by `start`) pieces;
--- target out = pieces eos.
+--- Endless batches for training. A row is
+--   source      <2TO> [<2FROM>] pieces eos
+--   target in   <2TO> pieces
+--   target out  pieces eos
+-- Options, beside `tokenizer`, `tasks` and `languages` (which gives each language its number, from 0):
+--   tokens         of a step, source and target with tags and ends, padding not counted: about so many
+--   micro_batches  parts of a step, each of rows of about one length (1)
+--   window         micro-batches drawn and sorted together, a multiple of micro_batches (about 512)
+--   temperature    a task's share is its size to the power 1/temperature, times its `weight` (1)
+--   denoising      the share of the tasks of that kind (0.1): BART's span corruption of
+--   mask_rate        { from, to } of the pieces ({ 0.15, 0.35 }), in spans of
+--   mean_span        pieces (3), each span one `<mask>`
+--   max_pieces     of a sentence (128); longer ones are ...
+--   too_long       ... 'drop'ped (default) or 'cut'
+--   multiple       padded lengths are rounded up to it (1)
+--   source_tags    the source's language follows the target's tag (false)
+--   start          targets start with their 'tag' (default) or with 'bos'
+--   seed           (1)
 ---@param opts table
 ---@return lumoe.Batches
 function batches.new(opts) return build(opts, 'batches.new', false) end
 
---- Each sentence once, longest first, for evaluation: `steps` batches of at most `tokens` tokens, padding counted.
--- A batch's `sequence` is the sentence's place in its stream, to undo the order. Nothing is dropped: sentences longer
--- than max_pieces are cut. A task of translation needs no target.
+--- Each sentence once, longest first, for evaluation: `steps` batches of at most `tokens`, padding counted.
+-- A batch's `sequence` is the sentence's place in its stream, to undo the order. Nothing is dropped: what is
+-- longer than max_pieces is cut. A task of translation needs no target.
 ---@param opts table  as of batches.new
 ---@return lumoe.Batches
 function batches.fixed(opts) return build(opts, 'batches.fixed', true) end
@@ -139,32 +155,33 @@ function batches.fixed(opts) return build(opts, 'batches.fixed', true) end
 ---@field fingerprint string   of options and data: a run must be resumed with the same
 ---@field pad integer          the id that fills rows up
 
-local FIELDS = { 'src', 'tgt_in', 'tgt_out', 'src_lens', 'tgt_lens', 'src_language', 'tgt_language', 'tag', 'task' }
+local FIELDS = {
+  'src', 'tgt_in', 'tgt_out', 'src_lens', 'tgt_lens', 'src_language', 'tgt_language', 'tag', 'task',
+}
+
+local COUNTS = {
+  'rows', 'src_len', 'tgt_len', 'first', 'src_tokens', 'tgt_tokens', 'micro_rows', 'micro_src_tokens',
+  'micro_tgt_tokens', 'step_rows', 'step_src_tokens', 'step_tgt_tokens',
+}
 
 --- One rank's rows of a micro-batch, perhaps none. Everything counts from 0.
--- `src` is [rows, src_len], `tgt_in` and `tgt_out` are [rows, tgt_len], the rest [rows]: int32_t data, but `sequence`
--- (the row's number in the whole step), int64_t. `tag` is 0 in translation and 1 in denoising; `task` the place in `tasks`.
--- `step_tgt_tokens` are the targets of the whole step, to divide its loss by; every rank has it without asking.
+-- `src` is [rows, src_len], `tgt_in` and `tgt_out` [rows, tgt_len], the rest [rows]: int32_t data, but
+-- `sequence` (the row's number in the whole step), int64_t. `tag` is 0 in translation, 1 in denoising; `task`
+-- the place in `tasks`. `step_tgt_tokens` are the targets of the whole step, to divide its loss by: every
+-- rank has it without asking.
 ---@param step integer
 ---@param micro integer?  default 0
 ---@param rank integer?   default 0
 ---@param ranks integer?  default 1
----@return table batch  with rows, src_len, tgt_len, first, {src,tgt}_tokens, micro_*, step_* and the buffers
+---@return table batch  rows, src_len, tgt_len, first, {src,tgt}_tokens, micro_*, step_* and the buffers
 function Batches:get(step, micro, rank, ranks)
   micro, rank, ranks = micro or 0, rank or 0, ranks or 1
   local shape = self.shape
   status.check(C.lm_batches_shape(self.handle, step, micro, rank, ranks, shape))
-  local rows, src_len, tgt_len = tonumber(shape.rows), tonumber(shape.src_len), tonumber(shape.tgt_len)
-  local batch = {
-    step = step, rows = rows, src_len = src_len, tgt_len = tgt_len,
-    first = tonumber(shape.first),
-    src_tokens = tonumber(shape.src_tokens), tgt_tokens = tonumber(shape.tgt_tokens),
-    micro_rows = tonumber(shape.micro_rows),
-    micro_src_tokens = tonumber(shape.micro_src_tokens), micro_tgt_tokens = tonumber(shape.micro_tgt_tokens),
-    step_rows = tonumber(shape.step_rows),
-    step_src_tokens = tonumber(shape.step_src_tokens), step_tgt_tokens = tonumber(shape.step_tgt_tokens),
-    sequence = ffi.new('int64_t[?]', rows),
-  }
+  local batch = { step = step }
+  for _, count in ipairs(COUNTS) do batch[count] = tonumber(shape[count]) end
+  local rows, src_len, tgt_len = batch.rows, batch.src_len, batch.tgt_len
+  batch.sequence = ffi.new('int64_t[?]', rows)
   for _, field in ipairs(FIELDS) do
     local width = field == 'src' and src_len or (field == 'tgt_in' or field == 'tgt_out') and tgt_len or 1
     batch[field] = ffi.new('int32_t[?]', rows * width)
