@@ -99,7 +99,8 @@ describe('text.train', function()
     for _, temperature in ipairs { 1, 100 } do
       local columns = { { short, 1 }, { files.de, 1 } }
       local _, n = text.train {
-        model = dir .. '/t.model', vocab_size = 80, columns = columns, sample = 400, temperature = temperature,
+        model = dir .. '/t.model', vocab_size = 80, columns = columns, sample = 400,
+        temperature = temperature,
       }
       assert.equal(400, n)
     end
