@@ -42,6 +42,7 @@ LM_API int lm_dist_local_size(void);
 
 /* A group of world ranks, in the order given; called by exactly its members. */
 LM_API int lm_group_new(const int32_t *ranks, int count, lm_group **out);
+LM_API void lm_group_retain(lm_group *g);
 LM_API void lm_group_release(lm_group *g); /* NULL is a no-op */
 LM_API int lm_group_size(LM_MAYBE const lm_group *g);
 LM_API int lm_group_rank(LM_MAYBE const lm_group *g); /* of this process within g */

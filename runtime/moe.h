@@ -14,6 +14,7 @@
 #define LM_MOE_H
 
 #include "runtime/dist.h"
+#include "runtime/tensor.h"
 
 typedef struct lm_plan lm_plan;
 
@@ -43,7 +44,7 @@ typedef struct lm_plan_spec {
     double capacity_factor; /* capacity = ceil(factor * top_k * T / experts), T = valid tokens
                                of all ranks; negative: dropless */
 
-    double seed, step, site, call; /* whole numbers: what the random keys are drawn from */
+    uint64_t seed, stream; /* what random keys are drawn from: lm_random_stream(site, call) */
 
     int32_t status; /* a failure of this rank before the plan: all ranks then get this error */
     const char *error; /* its sentence */
@@ -84,6 +85,25 @@ LM_API const int64_t *lm_plan_offsets(const lm_plan *p);    /* [local experts + 
 LM_API const int64_t *lm_plan_receives(const lm_plan *p);   /* rows from each rank */
 LM_API const int32_t *lm_plan_arrival_of(const lm_plan *p); /* [arrivals]; NULL: in order */
 
+/* x's rows, of which each token has top_k, as they reach this rank's experts:
+ * [tokens, dim] -> [arrivals, dim], in the order (expert, token, slot). */
+LM_API int lm_moe_dispatch(lm_plan *p, lm_tensor *x, lm_tensor **out);
+/* Each expert's own linear map of its arrivals: x [arrivals, in], weight [local experts, out,
+ * in], bias [local experts, out] -> [arrivals, out]. */
+LM_API int lm_moe_linear(lm_plan *p, lm_tensor *x, lm_tensor *weight, LM_MAYBE lm_tensor *bias,
+                         lm_tensor **out);
+/* The way back: x [arrivals, dim] -> [tokens, dim], each token the sum of weights [tokens,
+ * top_k] times its rows, in the order of the slots; dropped routes add nothing. */
+LM_API int lm_moe_combine(lm_plan *p, lm_tensor *x, lm_tensor *weights, lm_tensor **out);
+
+/* How much of each expert: gathers [tokens, top_k] from scores [tokens, experts], in f32.
+ * Divided by a token's sum over the routes it chose, over those that were kept, or not at all.
+ */
+enum { LM_NORMALIZE_NONE = 0, LM_NORMALIZE_CHOSEN = 1, LM_NORMALIZE_KEPT = 2 };
+LM_API int lm_moe_weights(lm_plan *p, lm_tensor *scores, int normalize, lm_tensor **out);
+
+/* The largest of n tags, -1 for none. */
+LM_API int lm_max_tag(const int32_t *tag_of, int64_t n);
 /* Adds this rank's routes to counts by tag: routed and dropped are [tags, experts]. Tags
  * outside 0 .. tags - 1 are not counted. */
 LM_API int lm_plan_count_by_tag(const lm_plan *p, const int32_t *tag_of, int tags,

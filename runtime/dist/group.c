@@ -78,6 +78,8 @@ int lm_group_new(const int32_t *ranks, int count, lm_group **out) {
     return st;
 }
 
+void lm_group_retain(lm_group *g) { g->refs++; }
+
 void lm_group_release(lm_group *g) {
     if (!g || --g->refs > 0) return;
     free(g->world_rank);

@@ -30,6 +30,7 @@ static int order_rows(lm_plan *p, int ranks, int64_t *mine) {
             p->sends[to] += mine[e];
         }
     int st = lm__plan_array(p, p->rows, sizeof *p->route_of, &p->route_of);
+    if (st == LM_OK) st = lm__plan_array(p, p->rows, sizeof *p->token_of, &p->token_of);
     for (int64_t i = 0; i < p->tokens && st == LM_OK; i++) {
         int64_t t = p->by_token ? p->by_token[i] : i;
         for (int64_t r = t * p->top_k; r < (t + 1) * p->top_k; r++) {
@@ -37,6 +38,7 @@ static int order_rows(lm_plan *p, int ranks, int64_t *mine) {
             int64_t row = next[p->expert_id[r]]++;
             p->row_of[r] = (int32_t)row;
             p->route_of[row] = (int32_t)r;
+            p->token_of[row] = (int32_t)t;
         }
     }
     free(next);
@@ -131,6 +133,7 @@ static int order_arrivals(lm_plan *p, const lm__plan_heads *heads, const int *da
     run *runs = malloc((size_t)ranks * sizeof *runs);
     int st = order && starts && runs ? LM_OK : no_memory();
     if (st == LM_OK) st = lm__plan_array(p, p->arrivals, sizeof *p->arrival_of, &p->arrival_of);
+    if (st == LM_OK) st = lm__plan_array(p, p->arrivals, sizeof *p->arrival_at, &p->arrival_at);
     if (st == LM_OK) {
         for (int r = 1; r < ranks; r++) starts[r] = starts[r - 1] + p->receives[r - 1];
         if (!in_turn(heads, data_rank, ranks, order, &count))
@@ -147,6 +150,8 @@ static int order_arrivals(lm_plan *p, const lm__plan_heads *heads, const int *da
             for (run *n = &runs[order[o]]; n->at < n->end; n->at++)
                 p->arrival_of[a++] = (int32_t)n->at;
     }
+    for (int64_t a = 0; a < p->arrivals && st == LM_OK; a++)
+        p->arrival_at[p->arrival_of[a]] = (int32_t)a;
     free(token);
     free(runs);
     free(starts);

@@ -26,6 +26,7 @@ void lm_plan_retain(lm_plan *p) { p->refs++; }
 void lm_plan_release(lm_plan *p) {
     if (!p || --p->refs > 0) return;
     for (int i = 0; i < p->blocks; i++) free(p->block[i]);
+    lm_group_release(p->expert);
     free(p);
 }
 
@@ -228,6 +229,8 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
     lm_plan *p = calloc(1, sizeof *p);
     if (!p) return lm_fail(LM_EOOM, "plan: no memory");
     p->refs = 1;
+    p->expert = expert && lm_group_size(expert) > 1 ? expert : NULL;
+    if (p->expert) lm_group_retain(p->expert);
     p->experts = s->experts > 0 ? s->experts : 0;
     int st = heads_new(&heads, ranks, p->experts);
     if (st != LM_OK) { /* too early to tell the others: they see this rank leave */
@@ -275,6 +278,12 @@ const int32_t *lm_plan_expert_of(const lm_plan *p) { return p->expert_of; }
 const int64_t *lm_plan_offsets(const lm_plan *p) { return p->offsets; }
 const int64_t *lm_plan_receives(const lm_plan *p) { return p->receives; }
 const int32_t *lm_plan_arrival_of(const lm_plan *p) { return p->arrival_of; }
+
+int lm_max_tag(const int32_t *tag_of, int64_t n) {
+    int32_t most = -1;
+    for (int64_t i = 0; i < n; i++) most = tag_of[i] > most ? tag_of[i] : most;
+    return most;
+}
 
 int lm_plan_count_by_tag(const lm_plan *p, const int32_t *tag_of, int tags, int64_t *routed,
                          int64_t *dropped) {

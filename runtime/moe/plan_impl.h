@@ -24,12 +24,15 @@ struct lm_plan {
     int32_t *by_token;   /* [tokens]: local tokens by rising token_id; NULL: as they are */
     int32_t *row_of;     /* [tokens, top_k] */
     int32_t *route_of;   /* [rows] */
+    int32_t *token_of;   /* [rows]: the local token */
     int32_t *owner;      /* [experts] */
     int64_t *sends;      /* [ranks of expert group] */
     int64_t *receives;   /* [ranks of expert group] */
     int32_t *expert_of;  /* [local_experts] */
     int64_t *offsets;    /* [local_experts + 1] */
     int32_t *arrival_of; /* [arrivals] or NULL */
+    int32_t *arrival_at; /* [arrivals] or NULL: its inverse */
+    lm_group *expert;    /* NULL: this process alone */
 
     int blocks;
     void *block[LM_PLAN_BLOCKS];

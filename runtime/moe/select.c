@@ -38,12 +38,6 @@ static uint64_t random_key(uint64_t seed, int64_t token, int64_t slot) {
     return (uint64_t)out[1] << 32 | out[0];
 }
 
-/* One sequence of keys for each call of each layer in each step. */
-static uint64_t seed_of(const lm_plan_spec *s) {
-    uint64_t seed = lm__mix((uint64_t)s->seed, (uint64_t)s->step);
-    return lm__mix(lm__mix(seed, (uint64_t)s->site), (uint64_t)s->call);
-}
-
 static place place_of(const lm_plan *p, const lm_plan_spec *s, uint64_t seed, int64_t route) {
     int64_t t = route / p->top_k;
     place at = {0, p->token_id[t], route % p->top_k};
@@ -131,7 +125,7 @@ static void contest_free(contest *c) {
 /* This rank's routes, line by line. */
 static int stand(const contest *c, const lm_plan *p, const lm_plan_spec *s, place **out) {
     const int64_t *mine = c->lines + (int64_t)c->rank * c->count;
-    uint64_t seed = seed_of(s);
+    uint64_t seed = lm__mix(s->seed, s->stream);
     int64_t total = 0;
     int64_t *next = malloc((size_t)c->count * sizeof *next);
     for (int i = 0; i < c->count && next; i++) next[i] = total, total += mine[i];
@@ -233,7 +227,7 @@ int lm__plan_select(lm_plan *p, const lm_plan_spec *s, lm_group *data) {
     if (st == LM_OK) st = decide(&c, p, line, last);
     if (st == LM_OK) st = tell(&c, data, last);
     if (st == LM_OK) {
-        uint64_t seed = seed_of(s);
+        uint64_t seed = lm__mix(s->seed, s->stream);
         for (int64_t r = 0; r < p->tokens * p->top_k; r++) {
             int i = p->expert_id[r] >= 0 ? c.index[p->expert_id[r]] : -1;
             if (i < 0) continue;

@@ -37,8 +37,8 @@ local function is_symbol(x) return getmetatable(x) == Symbol end
 local INITS = {
   zeros = function(t) t:zero_() end,
   ones = function(t) t:fill_(1) end,
-  normal = function(t, spec, stream) random.fill(t, true, 0, spec.std, stream, nil, spec.first) end,
-  uniform = function(t, spec, stream) random.fill(t, false, -spec.bound, spec.bound, stream, nil, spec.first) end,
+  normal = function(t, spec, stream) random.fill(t, true, 0, spec.std, stream, spec.rows, spec.first) end,
+  uniform = function(t, spec, stream) random.fill(t, false, -spec.bound, spec.bound, stream, spec.rows, spec.first) end,
 }
 
 local function draw(self, name, site)
@@ -66,18 +66,19 @@ local function materialize(self, name)
   self[name].requires_grad = true
 end
 
-local OPTIONS = { init = true, std = true, bound = true, first = true, group = true, f32 = true }
+local OPTIONS = { init = true, std = true, bound = true, first = true, rows = true, group = true, f32 = true }
 
 --- Gives a module a parameter. Options:
 --   init   'zeros' | 'ones' | 'normal' (with std) | 'uniform' (with bound; in [-bound, bound])
 --   f32    stays f32 when the module becomes bf16 (vectors always do)
 --   group  'dense' (default) or 'expert': over which ranks its gradient is summed
 --   first  number of its first row in the whole parameter, where this rank holds a part
+--   rows   i64 numbers of its rows (first dim) there, where they do not follow one another
 -- A size may be a symbol: then the parameter is made by `bind`.
 function module.parameter(owner, name, shape, opts)
   opts = tensor.options(opts, OPTIONS, 'nn.parameter')
   local spec = { shape = shape, init = opts.init or 'zeros', std = opts.std, bound = opts.bound,
-    first = opts.first, group = opts.group or 'dense', f32 = opts.f32 or #shape < 2 }
+    first = opts.first, rows = opts.rows, group = opts.group or 'dense', f32 = opts.f32 or #shape < 2 }
   if not INITS[spec.init] then status.argument("nn.parameter: no init '%s'", tostring(spec.init)) end
   if spec.init == 'normal' and not spec.std then status.argument 'nn.parameter: normal wants std' end
   if spec.init == 'uniform' and not spec.bound then status.argument 'nn.parameter: uniform wants bound' end

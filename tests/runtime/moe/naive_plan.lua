@@ -30,7 +30,7 @@ end
 
 local keys = {
   random = function(b, token, slot)
-    local seed = mix(mix(mix(u64(b.seed), u64(b.step)), u64(b.site)), u64(b.call))
+    local seed = mix(u64(b.seed), u64(b.stream))
     local a, c = philox(seed, u64(token), u64(slot))
     return bit.bor(bit.lshift(c, 32), a)
   end,

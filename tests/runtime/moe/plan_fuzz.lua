@@ -32,7 +32,7 @@ table.insert(expert_groups, { group = alone, size = 1, of = function() return 0 
 local function some_batch()
   local b = {
     experts = pick { 1, 2, 3, 8, 13 }, select = pick { 'random', 'position', 'probability', 'priority' },
-    seed = random(0, 2 ^ 31), step = random(0, 1000), site = random(0, 2 ^ 31), call = random(0, 3),
+    seed = random(0, 2 ^ 31), stream = random(0, 2 ^ 31), wide = random() < 0.5,
     tokens = {}, valid = {}, ids = {}, scores = {}, priorities = {},
   }
   b.top_k = pick { 1, 1, 2, 3, b.experts }
@@ -92,7 +92,7 @@ local select = { random = 0, position = 1, probability = 2, priority = 3 }
 
 local function make_plan(b, mine, expert_group, owner)
   local n, k, E = #mine, b.top_k, b.experts
-  local wide = b.call % 2 == 1
+  local wide = b.wide
   local ids = ffi.new(wide and 'int64_t[?]' or 'int32_t[?]', n * k + 1)
   local token_ids, valid = ffi.new('int64_t[?]', n + 1), ffi.new('uint8_t[?]', n + 1)
   local scores, priorities = ffi.new('float[?]', n * E + 1), ffi.new('double[?]', n * k + 1)
@@ -112,7 +112,7 @@ local function make_plan(b, mine, expert_group, owner)
   local owner_array = owner and ffi.new('int32_t[?]', E, owner)
   spec.owner = owner_array
   spec.capacity_factor = b.factor or -1
-  spec.seed, spec.step, spec.site, spec.call = b.seed, b.step, b.site, b.call
+  spec.seed, spec.stream = b.seed, b.stream
   local out = ffi.new 'lm_plan *[1]'
   check(C.lm_plan_new(spec, data, expert_group, out))
   return ffi.gc(out[0], C.lm_plan_release)

@@ -1,0 +1,223 @@
+--- The MoE layer: router -> plan -> dispatch -> experts -> combine.
+--
+-- The router says which experts; the plan (C, over all ranks) says who is dropped and where each row
+-- goes; weights are gathered from the router's scores, so gradients reach it through them alone.
+local ffi = require 'ffi'
+local C = require 'lumoe.ffi'
+local autograd = require 'lumoe.autograd'
+local batch = require 'lumoe.moe.batch'
+local dist = require 'lumoe.dist'
+local module = require 'lumoe.nn.module'
+local plan = require 'lumoe.moe.plan'
+local random = require 'lumoe.random'
+local stats = require 'lumoe.moe.stats'
+local status = require 'lumoe.status'
+local tags_of = require 'lumoe.moe.tags'
+local tensor = require 'lumoe.tensor'
+
+---@class lumoe.moe.Layer : lumoe.Module
+---@field experts lumoe.moe.FFN
+---@field router lumoe.Router
+---@field last_plan lumoe.Plan?
+local Layer = module.class 'MoELayer'
+
+local OPTIONS = { dim = true, experts = true, router = true, capacity = true, balance = true, normalize = true,
+  mesh = true, owner = true }
+local CAPACITY = { factor = true, eval_factor = true, select = true }
+local SELECT = { random = true, position = true, probability = true }
+
+local function check_capacity(capacity)
+  if capacity == nil then return {} end
+  tensor.options(capacity, CAPACITY, 'moe.Layer: capacity')
+  for _, name in ipairs { 'factor', 'eval_factor' } do
+    local f = capacity[name]
+    if f ~= nil and (type(f) ~= 'number' or f <= 0 or f ~= f) then
+      status.argument('moe.Layer: capacity.%s must be a number above 0, not %s', name, tostring(f))
+    end
+  end
+  local select = capacity.select or 'random'
+  if type(select) ~= 'function' and not SELECT[select] then
+    status.argument("moe.Layer: capacity.select must be 'random', 'position', 'probability' or a function, not %s",
+      tostring(select))
+  end
+  return { factor = capacity.factor, eval_factor = capacity.eval_factor, select = select }
+end
+
+local function check_normalize(normalize)
+  if normalize ~= 'chosen' and normalize ~= 'kept' and normalize ~= false then
+    status.argument("moe.Layer: normalize must be 'chosen', 'kept' or false, not %s", tostring(normalize))
+  end
+  return normalize
+end
+
+local function check_balance(list)
+  for i, balancer in ipairs(list or {}) do
+    if type(balancer) ~= 'function' and not (type(balancer) == 'table' and type(balancer.balance) == 'function') then
+      status.argument('moe.Layer: balance[%d] must be a function or have a method `balance`', i)
+    end
+  end
+  return list or {}
+end
+
+-- Which rank of its group holds which expert: as given, or even blocks of neighbours.
+local function owners(given, experts, ranks)
+  local owner = ffi.new('int32_t[?]', experts)
+  for e = 0, experts - 1 do owner[e] = given and given[e + 1] or math.floor(e * ranks / experts) end
+  if given and #given ~= experts then
+    status.argument('moe.Layer: owner names %d ranks for %d experts', #given, experts)
+  end
+  for e = 0, experts - 1 do
+    if owner[e] < 0 or owner[e] >= ranks then
+      status.argument('moe.Layer: owner[%d] is rank %d, but experts are spread over %d', e + 1, owner[e], ranks)
+    end
+  end
+  return owner
+end
+
+--- Options:
+--   dim        size of a token
+--   experts    moe.FFN, or a module with `count`, `attach(dim, mesh, local_ids)` and `forward(x, plan)`
+--   router     moe.Router
+--   capacity   nil: dropless; or { factor, eval_factor, select = 'random' }: training drops over
+--              ceil(factor · top_k · T / E), T the valid tokens of all ranks; evaluation drops nothing
+--              unless it has a factor, and then 'random' becomes 'probability'. select: 'random',
+--              'position', 'probability', or function(choice, tags) -> [tokens, top_k] priorities
+--   balance    a list of balancers (moe/balance); their losses, in training, are the layer's second result
+--   normalize  weights sum to 1 over the 'chosen' or the 'kept' routes, or false: scores as they are
+--   mesh       dist.mesh { ep = }; by default every rank holds all experts
+--   owner      rank (of the expert group, from 0) of each expert; by default even blocks
+function Layer:init(opts)
+  tensor.options(opts, OPTIONS, 'moe.Layer')
+  for _, name in ipairs { 'dim', 'experts', 'router' } do
+    if opts[name] == nil then status.argument("moe.Layer: option '%s' is missing", name) end
+  end
+  self.dim, self.experts, self.router = opts.dim, opts.experts, opts.router
+  self.capacity, self.balance = check_capacity(opts.capacity), check_balance(opts.balance)
+  local normalize = opts.normalize
+  if normalize == nil then normalize = opts.router.normalize end
+  if normalize == nil then normalize = 'chosen' end
+  self.normalize = check_normalize(normalize)
+
+  local count = opts.experts.count
+  self._mesh = opts.mesh or dist.mesh {}
+  self._owner = owners(opts.owner, count, self._mesh.ep)
+  local here = {}
+  for e = 0, count - 1 do
+    if self._owner[e] == self._mesh.expert.rank then here[#here + 1] = e end
+  end
+  self.experts:attach(self.dim, self._mesh, here)
+  self.router:attach(count)
+  self._counts = stats.counts(count)
+end
+
+-- ---- forward -------------------------------------------------------------------------------
+
+-- The factor that holds now, and how survivors are chosen.
+local function rule(self)
+  local capacity = self.capacity
+  if self.training then return capacity.factor, capacity.select end
+  return capacity.eval_factor, capacity.select == 'random' and 'probability' or capacity.select
+end
+
+-- Priorities of a function of Lua, as the plan takes them.
+local function priorities(f, choice, tags)
+  local p = autograd.no_grad(f, choice, tags)
+  local rows, top_k = choice.expert_ids:size(0), choice.expert_ids:size(1)
+  if not tensor.is_tensor(p) or p:dim() ~= 2 or p:size(0) ~= rows or p:size(1) ~= top_k then
+    status.argument('moe.Layer: capacity.select returned %s, not [%d, %d] priorities',
+      tensor.is_tensor(p) and tensor.describe(p) or type(p), rows, top_k)
+  end
+  local values = ffi.new('double[?]', math.max(rows * top_k, 1))
+  status.check(C.lm_tensor_read(require('lumoe.handle').pointer(p), values, rows * top_k))
+  return values
+end
+
+-- The router's choice and what the plan needs of it. Where other ranks wait, a failure is passed on
+-- to the plan, which makes it an error on all of them.
+local function prepare(self, x, tags)
+  local choice, wrong = self.router:choose(x, tags)
+  if not choice then error(wrong, 0) end
+  local factor, select = rule(self)
+  local spec = { expert_ids = choice.expert_ids:contiguous(), top_k = choice.expert_ids:size(1),
+    scores = choice.scores:detach():float():contiguous(), capacity_factor = factor }
+  if type(select) == 'function' then
+    spec.select = 'priority'
+    if factor then spec.priorities = priorities(select, choice, tags) else spec.select = 'position' end
+  else
+    spec.select = select
+  end
+  if factor and spec.select == 'random' then
+    local high, low = random.stream(self:path() .. '.capacity')
+    spec.seed, spec.stream = C.lm_random_get_seed(), (0ULL + high) * 0x100000000ULL + low
+  end
+  return choice, spec
+end
+
+local function make_plan(self, x, tags, valid)
+  local mesh, ok, choice, spec = self._mesh, true, nil, nil
+  if mesh.data.size == 1 then choice, spec = prepare(self, x, tags)
+  else ok, choice, spec = pcall(prepare, self, x, tags) end
+  if not ok then spec = { error = tostring(choice), top_k = 0 } end
+  spec.router, spec.tokens, spec.experts = self.router:path(), x:size(0), self.experts.count
+  spec.token_ids, spec.valid, spec.owner, spec.mesh = tags.tokens, valid, self._owner, mesh
+  return plan.new(spec), choice
+end
+
+-- The balancers' losses: this rank's part of each.
+local function auxiliary(self, choice, routed, valid)
+  local total = nil
+  if self.training and #self.balance > 0 then
+    local seen = batch(routed, valid, self.router:path())
+    for _, balancer in ipairs(self.balance) do
+      local loss = type(balancer) == 'function' and balancer(choice, seen)
+        or type(balancer) == 'table' and balancer:balance(choice, seen) or nil
+      if loss ~= nil then
+        loss = seen:part(loss)
+        total = total and total + loss or loss
+      end
+    end
+  end
+  return total or tensor.zeros({})
+end
+
+--- Tags: valid (padding is 0), tokens (i64 ids of the tokens, for draws), and any others, which the router
+-- sees and by which statistics are split; each [batch], [batch, time] or [batch, time, ...].
+-- aux is this rank's part of the balancers' losses: the ranks' parts add up to them.
+---@param x lumoe.Tensor  [..., dim]
+---@param tags table<string, lumoe.Tensor>?
+---@return lumoe.Tensor y    [..., dim]; 0 for padding and for tokens all of whose routes were dropped
+---@return lumoe.Tensor aux  a scalar
+function Layer:forward(x, tags)
+  local shape = x:shape_table()
+  if shape[#shape] ~= self.dim then
+    status.argument('moe.Layer: x is %s, but dim is %d', tensor.describe(x), self.dim)
+  end
+  local lead = { unpack(shape, 1, #shape - 1) }
+  local flat, valid = tags_of.flatten(tags, lead, self._mesh)
+  local rows = x:reshape(-1, self.dim)
+  local routed, choice = make_plan(self, rows, flat, valid)
+
+  local weights = routed:weights(choice.scores, self.normalize)
+  local y = routed:combine(self.experts(routed:dispatch(rows), routed), weights)
+  self._counts:add(routed, flat)
+  self.last_plan = routed
+  return y:reshape(shape), auxiliary(self, choice, routed, valid)
+end
+
+-- ---- statistics ----------------------------------------------------------------------------
+
+--- How the experts were used since the last reset, over all ranks, which must all ask (moe/stats.lua).
+---@param opts { reset?: boolean }?
+---@return lumoe.Usage
+function Layer:stats(opts)
+  local use = self._counts:read(self._mesh)
+  if opts and opts.reset then self._counts:reset() end
+  return use
+end
+
+--- The short form for a log's line, without asking the others: { load, dropped, drop_rate, entropy,
+-- max_violation, mean_violation, dead }.
+function Layer:summary() return self._counts:summary() end
+function Layer:reset_stats() self._counts:reset() end
+
+return Layer

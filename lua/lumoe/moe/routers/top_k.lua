@@ -1,0 +1,28 @@
+--- Top-k softmax router (Shazeer et al. 2017, eq. 3-5, without noise): which experts see each token.
+local moe = require 'lumoe.moe'
+local nn = require 'lumoe.nn'
+local status = require 'lumoe.status'
+local tensor = require 'lumoe.tensor'
+
+---@param opts { dim: integer, top_k: integer }
+---@return lumoe.Router
+local function top_k(opts)
+  tensor.options(opts, { dim = true, top_k = true }, 'top_k router')
+  if not opts.top_k or opts.top_k < 1 then status.argument 'top_k router: top_k must be at least 1' end
+  return moe.Router {
+    gate = nn.Linear { opts.dim, moe.EXPERTS, bias = false },
+    top_k = opts.top_k,
+    normalize = opts.top_k > 1 and 'chosen', -- a single weight divided by itself would teach nothing
+
+    ---@param x lumoe.Tensor  [tokens, dim]
+    ---@return lumoe.Choice
+    route = function(self, x)
+      local logits = self.gate(x:float()) -- in f32: the sum must not drift
+      local scores = logits:softmax(-1)
+      local _, expert_ids = (scores + self.bias):detach():topk(self.top_k)
+      return { logits = logits, scores = scores, expert_ids = expert_ids }
+    end,
+  }
+end
+
+return top_k
