@@ -41,7 +41,7 @@ describe('an installed lumoe', function()
     assert.equal('2\n2\n', out)
   end)
 
-  it('can be used from C alone', function()
+  it('can be used from C alone', function() -- sanitized, as the library may be
     local source = '#include "runtime/lumoe.h"\nint main(void) { return lm_last_error() == 0; }'
     local code, _, err = sh(([[cd %s && echo '%s' >use.c && cc -fsanitize=address -Imoved/include/lumoe use.c -o use \
       -Lmoved/lib -llumoe -Wl,-rpath,%s/moved/lib && ASAN_OPTIONS=detect_leaks=0 ./use]]):format(prefix, source, prefix))
