@@ -6,6 +6,7 @@
 #include "runtime/status.h"
 #include "runtime/dist.h"
 #include "runtime/moe.h"
+#include "runtime/device.h"
 #include "runtime/memory.h"
 #include "runtime/tensor.h"
 #include "runtime/handle.h"

@@ -2,8 +2,6 @@
 #include "runtime/random.h"
 #include "runtime/ops/op.h"
 
-#include <omp.h>
-
 static uint64_t seed = 1, step_now;
 
 void lm_random_seed(double s) { seed = (uint64_t)(int64_t)s; }
@@ -44,6 +42,3 @@ int lm_random_fill(lm_tensor *t, int normal, double a, double b, uint64_t stream
     t->storage->version++;
     return lm__kernels(t)->rand(normal, t->dtype, rows, n, t->data, a, b, &draw);
 }
-
-void lm_set_threads(int n) { omp_set_num_threads(n < 1 ? 1 : n); }
-int lm_threads(void) { return omp_get_max_threads(); }

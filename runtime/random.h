@@ -23,8 +23,4 @@ LM_API uint64_t lm_random_stream(const char *site, double call, int without_step
 LM_API int lm_random_fill(lm_tensor *t, int normal, double a, double b, uint64_t stream,
                           int dims, double first, LM_MAYBE lm_tensor *row_ids);
 
-/* Threads that kernels use. */
-LM_API void lm_set_threads(int n);
-LM_API int lm_threads(void);
-
 #endif

@@ -37,6 +37,9 @@ function lumoe.threads(n)
   return C.lm_threads()
 end
 
+--- Whether this CPU multiplies bf16 itself; otherwise bf16 costs more than f32.
+function lumoe.has_bf16() return C.lm_has_bf16() == 1 end
+
 local MODULES = {}
 for name in ('nn moe dist optim data text metrics log viz checkpoint'):gmatch '%S+' do MODULES[name] = true end
 

@@ -94,7 +94,7 @@ function module.is_module(x) return type(x) == 'table' and getmetatable(x) ~= ni
 --- A new kind of module: define `init(self, ...)` and `forward(self, ...)` on it, call it to make one.
 function module.class(name)
   local class = { name = name, is_module = true }
-  class.__index = function(self, key)
+  class.__index = function(_, key)
     local value = class[key]
     if value == nil then value = Module[key] end
     return value

@@ -1,0 +1,43 @@
+--- Translates what is typed, with a checkpoint of recipes/translate.lua.
+--   ./lumoe recipes/interactive.lua runs/translate
+--   > Das Dokument wurde gespeichert.
+-- `:from de` and `:to en` choose the languages.
+local lumoe = require 'lumoe'
+local argparse = require 'argparse'
+local corpus = require 'recipes.translate.corpus'
+local evaluation = require 'recipes.translate.evaluation'
+local restore = require 'recipes.translate.restore'
+
+local p = argparse('lumoe recipes/interactive.lua', 'Translates the lines of standard input.')
+p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
+p:option('--from', 'Language of the input (the first it was trained on)')
+p:option('--to', 'Language of the output', 'en')
+p:option('--beam', 'Beams; 1: greedy (4)', '4'):convert(tonumber)
+local opts = p:parse()
+
+local model, saved = restore(opts.checkpoint)
+local data = corpus.open(saved.opts)
+local known = {}
+for _, language in ipairs(data.languages) do known[language] = true end
+local pair = { from = opts.from or data.langs[1], to = opts.to }
+local translate = evaluation.translator(model, data, { beam = opts.beam })
+
+local function choose(side, language)
+  if not known[language] then
+    io.stderr:write(("no language '%s'; there are: %s\n"):format(language, table.concat(data.languages, ' ')))
+    return false
+  end
+  pair[side] = language
+  return true
+end
+if not (choose('from', pair.from) and choose('to', pair.to)) then os.exit(1) end
+
+local prompt = lumoe.log.terminal.is(io.stdin) and function() io.write(pair.from, '→', pair.to, '> '):flush() end
+  or function() end
+prompt()
+for line in io.lines() do
+  local side, language = line:match '^:(%a+)%s+([%a_]+)%s*$'
+  if side == 'from' or side == 'to' then choose(side, language)
+  elseif line:match '%S' then io.write(translate({ line }, pair.from, pair.to)[1], '\n') end
+  prompt()
+end

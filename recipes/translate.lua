@@ -1,0 +1,59 @@
+--- Trains a multilingual translator: a scaled-down Z-code M3 (arXiv 2109.10465), an encoder-decoder
+-- Transformer with experts in every second layer, on translation and denoising of many languages at once.
+--
+--   ./lumoe recipes/translate.lua                        de fr es it into English, 25 minutes
+--   ./lumoe recipes/translate.lua --langs de,ja --minutes 10 --experts 16
+--   ./lumoe -np 2 recipes/translate.lua --ep 2           experts spread over two processes
+local lumoe = require 'lumoe'
+local corpus = require 'recipes.translate.corpus'
+local evaluation = require 'recipes.translate.evaluation'
+local options = require 'recipes.translate.options'
+local training = require 'recipes.translate.training'
+local dir = require 'pl.dir'
+local path = require 'pl.path'
+local tablex = require 'pl.tablex'
+
+local opts = options.parse(arg)
+local lead = lumoe.dist.rank() == 0
+local function say(format, ...)
+  if lead then io.stderr:write(format:format(...), '\n') end
+end
+
+-- 1. Text: real, aligned, split so that no test sentence is seen in training.
+local data = corpus.open(opts)
+opts.vocab = data.tokenizer.size
+if opts.precision == 'auto' then opts.precision = lumoe.has_bf16() and 'bf16' or 'f32' end
+
+-- 2. Training.
+local function train(run, out)
+  if lead then dir.makepath(out) end
+  local model, result = training.run(run, data, out)
+  if result.stopped then
+    say('stopped at step %d; go on with: %s --resume', result.step, table.concat({ 'lumoe', arg[0], unpack(arg) }, ' '))
+    os.exit(0)
+  end
+  say('trained %d steps in %.0f s: %.2f M tokens, %.0f tokens/s', result.step, result.seconds, result.tokens / 1e6,
+    result.tokens / math.max(result.seconds, 1e-9))
+  return model, result
+end
+
+-- 3. Evaluation on sentences that were held out.
+local function evaluate(model, result, out, run)
+  return evaluation.run(model, data, run, out, {
+    languages = table.concat(opts.langs, ' '), parameters = model:numel(), experts = run.experts,
+    precision = opts.precision, steps = result.step, ['training seconds'] = math.floor(result.seconds),
+    ['tokens seen'] = result.tokens,
+  })
+end
+
+local model, result = train(opts, opts.out)
+if not opts.no_eval then evaluate(model, result, opts.out, opts) end
+
+-- 4. The dense twin: the same active parameters, the same tokens.
+if opts.compare_dense then
+  local twin = tablex.update(tablex.copy(opts), { experts = 1, top_k = 1, steps = result.step })
+  local out = path.join(opts.out, 'dense')
+  say('\nthe dense twin, %d steps:', twin.steps)
+  local dense, dense_result = train(twin, out)
+  if not opts.no_eval then evaluate(dense, dense_result, out, twin) end
+end

@@ -1,0 +1,98 @@
+--- The command line of the translation recipes, one option a line.
+local argparse = require 'argparse'
+
+local options = {}
+
+local PRESETS = { ['4'] = 'de,fr,es,it', ['8'] = 'de,fr,es,it,da,cs,ru,ja' }
+
+--- A converter to a number in [low, high]; whole: no fraction.
+local function number(low, high, whole)
+  return function(text)
+    local n = tonumber(text)
+    if not n then return nil, ("'%s' is no number"):format(text) end
+    if n < low or n > high or (whole and n % 1 ~= 0) then
+      return nil, ("'%s' is not %s %g to %g"):format(text, whole and 'a whole number from' or 'in', low, high)
+    end
+    return n
+  end
+end
+local function count(low, high) return number(low, high or 1e9, true) end
+
+local function languages(text)
+  local list = {}
+  for language in (PRESETS[text] or text):gmatch '[^,%s]+' do
+    if not language:match '^%a%a%a?[_%a]*$' then return nil, ("'%s' is no language code"):format(language) end
+    if language ~= 'en' then list[#list + 1] = language end
+  end
+  if text == '50' then return require('lumoe.data.languages').preset '50' end
+  if #list == 0 then return nil, 'names no language besides English' end
+  return list
+end
+
+--- The options of one run, with defaults filled in.
+function options.parse(arguments)
+  local p = argparse('lumoe recipes/translate.lua',
+    'Trains a multilingual translator with Mixture-of-Experts layers on real text, evaluates it and translates.')
+  local function group(title, ...) p:group(title, ...) end
+  local function option(names, default, convert, text)
+    return p:option(names, text .. (default ~= nil and (' (%s)'):format(tostring(default)) or ''))
+      :convert(convert):default(default ~= nil and tostring(default) or nil)
+  end
+
+  group('Data',
+    option('--langs', '4', languages, 'Languages with English: a list as de,fr, or 4, 8, 50'):argname 'LIST',
+    p:option('--data', 'A directory of your own parallel text, instead of fetching Debian\'s'):argname 'DIR',
+    p:option('--data-dir', 'Where prepared data is kept (data/LANGS)'):argname 'DIR',
+    p:option('--directions', 'into English, from English, or both (into)', 'into'):choices { 'into', 'from', 'both' },
+    option('--denoising', 0.1, number(0, 1), 'Share of examples that are span-corrupted text'):argname 'SHARE',
+    option('--temperature', 1.5, number(0.1, 100), 'Flattens the languages\' shares: size ^ (1 / T)'):argname 'T',
+    option('--vocab', 8000, count(300, 200000), 'Pieces of the tokenizer'):argname 'N',
+    option('--max-pieces', 64, count(4, 1024), 'Longer sentences are not trained on'):argname 'N')
+  group('Model',
+    option('--dim', 192, count(8), 'Width'):argname 'N',
+    option('--heads', 4, count(1), 'Attention heads'):argname 'N',
+    option('--hidden', 640, count(8), 'Width of a feed-forward part, and of an expert'):argname 'N',
+    option('--encoder-layers', 4, count(1), 'Layers of the encoder'):argname 'N',
+    option('--decoder-layers', 2, count(1), 'Layers of the decoder'):argname 'N',
+    option('--experts', 8, count(1), 'Experts in every second layer; 1: a dense model'):argname 'N',
+    option('--top-k', 1, count(1), 'Experts that see a token'):argname 'K',
+    option('--capacity', 1.25, number(0, 1e6), 'Capacity factor in training; 0: dropless'):argname 'F',
+    p:option('--select', 'Who stays when an expert is full: random (RTS), position, probability (random)', 'random')
+      :choices { 'random', 'position', 'probability' },
+    option('--balance', 0.01, number(0, 100), 'Weight of the load-balancing loss'):argname 'W',
+    option('--noise', 0, number(0, 100), 'Scale of the noise on the router\'s logits'):argname 'S',
+    option('--dropout', 0.1, number(0, 0.99), 'Dropout'):argname 'P')
+  group('Training',
+    p:option('--minutes', 'Time budget of training, turned once into steps (25)'):argname 'M':convert(number(0, 1e6)),
+    p:option('--steps', 'Steps, instead of minutes'):argname 'N':convert(count(0)),
+    option('--batch', 4096, count(16), 'Tokens of a step, source and target'):argname 'N',
+    option('--micro-batches', 1, count(1), 'Parts of a step, for less memory'):argname 'N',
+    option('--lr', 0.003, number(0, 10), 'Peak learning rate'):argname 'LR',
+    option('--warmup', 300, count(0), 'Steps to the peak'):argname 'N',
+    option('--label-smoothing', 0.1, number(0, 1), 'Label smoothing'):argname 'E',
+    option('--clip', 1, number(0, 1e9), 'Largest norm of the gradient'):argname 'N',
+    option('--seed', 1, count(0), 'Seed of everything random'):argname 'N',
+    p:option('--precision', 'f32, bf16, or auto: bf16 where the CPU has it (auto)', 'auto')
+      :choices { 'auto', 'f32', 'bf16' },
+    option('--ep', 1, count(1), 'Ranks over which the experts are spread'):argname 'N')
+  group('Output',
+    p:option('--out', 'Folder of checkpoints, logs and results (runs/translate)', 'runs/translate'):argname 'DIR',
+    p:flag('--resume', 'Go on from the last checkpoint in --out'),
+    option('--checkpoint-minutes', 2, number(0, 1e6), 'Time between checkpoints'):argname 'M',
+    option('--log-every', 10, count(1), 'Steps between records in metrics.jsonl'):argname 'N',
+    option('--beam', 4, count(1, 64), 'Beams in evaluation; 1: greedy'):argname 'N',
+    option('--test-sentences', 400, count(0), 'Test sentences of each direction; 0: all'):argname 'N',
+    p:flag('--no-eval', 'Stop after training'),
+    p:flag('--compare-dense', 'Then train the dense twin on the same tokens, and report both'))
+
+  local opts = p:parse(arguments)
+  if opts.minutes and opts.steps then p:error '--minutes and --steps: give one of them' end
+  if not opts.steps then opts.minutes = opts.minutes or 25 end
+  if opts.top_k > opts.experts then
+    p:error(('--top-k %d: there are only %d experts'):format(opts.top_k, opts.experts))
+  end
+  if opts.dim % opts.heads ~= 0 then p:error(('--dim %d does not divide into --heads %d'):format(opts.dim, opts.heads)) end
+  return opts
+end
+
+return options

@@ -1,0 +1,144 @@
+--- Training: one loop, from any step on, the same on one rank and on many.
+local lumoe = require 'lumoe'
+local stopping = require 'recipes.translate.stopping'
+local Translator = require 'recipes.translate.model'
+local corpus = require 'recipes.translate.corpus'
+local random = require 'lumoe.random'
+local path = require 'pl.path'
+local dist, optim, log, checkpoint = lumoe.dist, lumoe.optim, lumoe.log, lumoe.checkpoint
+local clock = require('lumoe.log.terminal').clock
+
+local training = {}
+
+local MEASURED = { from = 15, to = 60 } -- steps whose speed turns minutes into steps
+
+--- The model as the options describe it, in the precision asked for.
+function training.model(opts)
+  local model = Translator(opts)
+  model:initialize()
+  return opts.precision == 'bf16' and model:to 'bf16' or model
+end
+
+-- One step: every micro-batch's share of the step's loss, backward, one update. The loss of a step is the
+-- sum over its targets divided once by their number, whoever computes which (DESIGN.md, "One rule for scale").
+local function train_step(self, step)
+  local opts, totals = self.opts, { loss = 0, tokens = 0 }
+  random.step(step)
+  for micro = 0, opts.micro_batches - 1 do
+    lumoe.scope(function()
+      local raw = self.batches:get(step - 1, micro, dist.rank(), dist.world_size())
+      local nll, aux = self.model:loss(corpus.tensors(raw, self.batches.pad))
+      local loss = nll / raw.step_tgt_tokens
+      if aux then loss = loss + aux:float() * (raw.micro_tgt_tokens / raw.step_tgt_tokens) end
+      loss:backward()
+      totals.loss = totals.loss + nll:item() / raw.step_tgt_tokens
+      totals.tokens = raw.step_src_tokens + raw.step_tgt_tokens
+    end)
+  end
+  dist.reduce_gradients(self.model)
+  totals.grad_norm = dist.grad_norm(self.model)
+  totals.lr = self.schedule(step)
+  self.optimizer:step { lr = totals.lr, grad_scale = optim.clip_scale(totals.grad_norm, opts.clip) }
+  self.optimizer:zero_grad()
+  totals.loss = dist.reduce_number(totals.loss)
+  return totals
+end
+
+-- Load, drops and evenness of every MoE layer since the last record.
+local function usage(self)
+  local layers, dropped, routed = {}, 0, 0
+  for _, moe in ipairs(self.moe_layers) do
+    local summary = moe.layer:summary()
+    layers[moe.path] = summary
+    for _, n in ipairs(summary.load) do routed = routed + n end
+    dropped = dropped + summary.dropped
+    moe.layer:reset_stats()
+  end
+  return layers, routed > 0 and dropped / routed or 0
+end
+
+local function save(self, step)
+  local state = { opts = self.opts, steps = self.steps, tokens = self.tokens, seconds = self.seconds }
+  checkpoint.save(self.out, { model = self.model, optimizer = self.optimizer, step = step, extra = state, keep = 2 })
+end
+
+local function resume(self)
+  local last = checkpoint.latest(self.out)
+  if not last then error(('--resume: %s has no checkpoint'):format(self.out), 0) end
+  local at = checkpoint.load(last, { model = self.model, optimizer = self.optimizer })
+  self.steps, self.tokens, self.seconds = at.extra.steps, at.extra.tokens, at.extra.seconds
+  return at.step
+end
+
+-- Minutes become steps once, from the first steps' speed; every rank takes rank 0's word for it.
+local function fix_steps(self, step, seconds)
+  local measured = seconds / (MEASURED.to - MEASURED.from)
+  local left = self.opts.minutes * 60 - self.seconds
+  local steps = math.max(step, step + math.floor(left / measured))
+  return dist.reduce_number(dist.rank() == 0 and steps or 0)
+end
+
+--- Trains by `opts` on `data`, writing under `out`. Returns the model and { step, seconds, tokens, loss, stopped }.
+function training.run(opts, data, out)
+  local lead = dist.rank() == 0
+  local self = { opts = opts, out = out, tokens = 0, seconds = 0, steps = opts.steps }
+  lumoe.manual_seed(opts.seed)
+  self.batches = corpus.batches(data, opts)
+  self.model = training.model(opts)
+  self.optimizer = optim.AdamW(self.model:named_parameters(), { betas = { 0.9, 0.98 }, eps = 1e-9, weight_decay = 0 })
+  self.schedule = optim.schedule { 'inverse_sqrt', lr = opts.lr, warmup = opts.warmup }
+  self.moe_layers = self.model:moe_layers()
+  self.model:train()
+  local first = opts.resume and resume(self) + 1 or 1
+
+  local records = lead and log.jsonl(path.join(out, 'metrics.jsonl'), { resume_step = opts.resume and first - 1 or nil })
+  local board = lead and log.tensorboard(path.join(out, 'tensorboard'), { resume_step = opts.resume and first - 1 or nil })
+  local bar = log.progress { desc = 'train', total = self.steps or 1e6, initial = first - 1, quiet = not lead }
+  local begun, before = clock(), self.seconds
+  local saved, measured_from, last = begun, nil, nil
+  stopping.watch()
+
+  local step = first - 1
+  while step < (self.steps or math.huge) do
+    step = step + 1
+    local now = train_step(self, step)
+    self.tokens = self.tokens + now.tokens
+    self.seconds = before + clock() - begun
+    last = now
+
+    if not self.steps then
+      if step == MEASURED.from then measured_from = clock() end
+      if step == MEASURED.to then
+        self.steps = fix_steps(self, step, clock() - measured_from)
+        bar.total = self.steps
+      end
+    end
+    bar:update(step, { tokens = self.tokens, loss = now.loss, dropped = self.dropped, lr = now.lr })
+    if step % opts.log_every == 0 or step == self.steps then
+      local layers, dropped = usage(self)
+      self.dropped = dropped
+      if lead then
+        records:write { step = step, loss = now.loss, tokens = self.tokens, tokens_per_s = self.tokens / self.seconds,
+          seconds = self.seconds, lr = now.lr, grad_norm = now.grad_norm, dropped = dropped, layers = layers }
+        board:scalars(step, { loss = now.loss, lr = now.lr, grad_norm = now.grad_norm, dropped = dropped })
+      end
+    end
+    local stop = stopping.asked()
+    local due = dist.reduce_number(lead and clock() - saved > opts.checkpoint_minutes * 60 and 1 or 0) > 0
+    if due or stop or step == self.steps then
+      save(self, step)
+      saved = clock()
+    end
+    if stop then break end
+  end
+  stopping.ignore()
+  bar:close()
+  if lead then
+    records:close()
+    board:close()
+  end
+  return self.model, { step = step, steps = self.steps, seconds = self.seconds, tokens = self.tokens,
+    loss = last and last.loss, stopped = step < (self.steps or math.huge) }
+end
+
+return training

@@ -1,0 +1,12 @@
+/* device.h - what the kernels run on. */
+#ifndef LM_DEVICE_H
+#define LM_DEVICE_H
+
+#include "runtime/status.h"
+
+LM_API void lm_set_threads(int n);
+LM_API int lm_threads(void);
+/* 1 when this CPU multiplies bf16 itself, so that bf16 is worth its rounding. */
+LM_API int lm_has_bf16(void);
+
+#endif
