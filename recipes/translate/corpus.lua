@@ -47,7 +47,7 @@ function corpus.open(opts)
   self.languages = { 'en', unpack(langs) }
   for _, lang in ipairs(langs) do
     local paths = corpus.stream_paths(model, 'train', lang)
-    self.streams[lang] = { data.stream(paths[1]), data.stream(paths[2]) }
+    self.streams[lang] = { data.stream.open(paths[1]), data.stream.open(paths[2]) }
   end
   return self
 end
@@ -74,7 +74,7 @@ function corpus.batches(self, opts)
       tasks[#tasks + 1] = { source = english, from = 'en', to = 'en', kind = 'denoising' }
     end
   end
-  return data.batches {
+  return data.batches.new {
     tokenizer = self.tokenizer, languages = self.languages, tasks = tasks, tokens = opts.batch,
     micro_batches = opts.micro_batches, temperature = opts.temperature, denoising = opts.denoising,
     max_pieces = opts.max_pieces, multiple = 8, seed = opts.seed, source_tags = true,

@@ -61,7 +61,7 @@ function evaluation.translator(model, corpus, opts)
     return hypotheses
   end
 
-  --- Longest first, so that a batch's rows are alike. each(done) is told after every batch.
+  --- Longest first, so that a batch's rows are alike. each(n) is told of every batch that is done.
   return function(sentences, from, to, each)
     local order, result = {}, {}
     for i in ipairs(sentences) do order[i] = i end
@@ -74,7 +74,7 @@ function evaluation.translator(model, corpus, opts)
       for i = at, math.min(at + SENTENCES - 1, #order) do some[#some + 1] = sentences[order[i]] end
       local out = lumoe.no_grad(function() return lumoe.scope(translate_batch, some, from, to) end)
       for i, hypothesis in ipairs(out) do result[order[at + i - 1]] = hypothesis end
-      if each then each(math.min(at + SENTENCES - 1, #order)) end
+      if each then each(#some) end
     end
     return result
   end
@@ -120,9 +120,7 @@ local function score(translate, corpus, opts, d, bar)
   end
   memory = translation_memory.new(memory, d.from)
   for i, source in ipairs(sources) do case.tm[i] = memory:translate(source) end
-  local before = bar.total_done or 0
-  case.hyps = translate(sources, d.from, d.to, function(done) bar:update(before + done, {}) end)
-  bar.total_done = before + #sources
+  case.hyps = translate(sources, d.from, d.to, function(n) bar:update(n) end)
   return metrics.evaluate(case), case, sources
 end
 

@@ -113,7 +113,7 @@ function training.run(opts, data, out)
         bar.total = self.steps
       end
     end
-    bar:update(step, { tokens = self.tokens, loss = now.loss, dropped = self.dropped, lr = now.lr })
+    bar:update(1, { tokens = now.tokens, loss = now.loss, dropped = self.dropped, lr = now.lr })
     if step % opts.log_every == 0 or step == self.steps then
       local layers, dropped = usage(self)
       self.dropped = dropped
