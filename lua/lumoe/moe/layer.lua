@@ -154,7 +154,8 @@ local function prepare(self, x, tags)
 end
 
 local function make_plan(self, x, tags, valid)
-  local mesh, ok, choice, spec = self._mesh, true, nil, nil
+  local mesh, ok = self._mesh, true
+  local choice, spec
   if mesh.data.size == 1 then choice, spec = prepare(self, x, tags)
   else ok, choice, spec = pcall(prepare, self, x, tags) end
   if not ok then spec = { error = tostring(choice), top_k = 0 } end
