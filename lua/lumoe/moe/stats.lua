@@ -69,6 +69,7 @@ local function grow(self, name, size)
   local n = size * self.experts
   local new = { size = size, routed = ffi.new('int64_t[?]', n), dropped = ffi.new('int64_t[?]', n) }
   if old then
+    new.no_category = old.no_category
     ffi.copy(new.routed, old.routed, 8 * old.size * self.experts)
     ffi.copy(new.dropped, old.dropped, 8 * old.size * self.experts)
   end
@@ -93,10 +94,9 @@ function Counts:add(plan, tags)
       local values = tag:to('i32'):contiguous()
       local pointer = ffi.cast('const int32_t *', values:data_ptr())
       local most = C.lm_max_tag(pointer, plan.tokens)
-      if most < MAX_TAGS then
-        local room = grow(self, name, most + 1)
-        C.lm_plan_count_by_tag(plan.pointer, pointer, room.size, room.routed, room.dropped)
-      end
+      local room = grow(self, name, math.min(most + 1, MAX_TAGS))
+      room.no_category = room.no_category or most >= MAX_TAGS
+      C.lm_plan_count_by_tag(plan.pointer, pointer, room.size, room.routed, room.dropped)
     end
   end
 end
@@ -110,20 +110,27 @@ function Counts:read(mesh)
   for name in pairs(self.by) do names[#names + 1] = name end
   table.sort(names)
   for _, name in ipairs(names) do
-    local size = dist.reduce_number(self.by[name].size, 'max', mesh.data)
-    local mine = grow(self, name, size)
-    local n = size * self.experts
-    local all = ffi.new('int64_t[?]', 2 * math.max(n, 1))
-    ffi.copy(all, mine.routed, 8 * n)
-    ffi.copy(all + n, mine.dropped, 8 * n)
-    status.check(C.lm_all_reduce(mesh.data.pointer, all, 2 * n, C.LM_I64, C.LM_REDUCE_SUM))
-    use.by[name] = {}
-    for value = 0, size - 1 do
-      local part = stats.usage(all + value * self.experts, all + n + value * self.experts, self.experts)
-      if part.routed > 0 then use.by[name][value] = part end
-    end
+    use.by[name] = self:read_tag(name, mesh.data) -- nil where some rank has seen too many values
   end
   return use
+end
+
+-- value -> Usage of one tag, over the ranks of a group, which agree on its size first.
+function Counts:read_tag(name, group)
+  local own = self.by[name]
+  local size = dist.reduce_number(own.no_category and MAX_TAGS + 1 or own.size, 'max', group)
+  if size > MAX_TAGS then return nil end
+  local n, mine = size * self.experts, grow(self, name, size)
+  local all = ffi.new('int64_t[?]', 2 * math.max(n, 1))
+  ffi.copy(all, mine.routed, 8 * n)
+  ffi.copy(all + n, mine.dropped, 8 * n)
+  status.check(C.lm_all_reduce(group.pointer, all, 2 * n, C.LM_I64, C.LM_REDUCE_SUM))
+  local by = {}
+  for value = 0, size - 1 do
+    local part = stats.usage(all + value * self.experts, all + n + value * self.experts, self.experts)
+    if part.routed > 0 then by[value] = part end
+  end
+  return by
 end
 
 --- The short form for a line of a log, without a collective.
