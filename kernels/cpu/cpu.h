@@ -55,8 +55,18 @@ static inline int lm__is_float(int dtype) { return dtype == LM_F32 || dtype == L
 
 /* Scratch of the calling thread, kept for the next call and valid until the next request for
  * the same slot. NULL when there is no memory. 64-byte aligned. */
-enum { LM_SCRATCH_ROW, LM_SCRATCH_ROW2, LM_SCRATCH_ROW3, LM_SCRATCH_A, LM_SCRATCH_B,
-       LM_SCRATCH_C, LM_SCRATCH_PARTIAL, LM_SCRATCH_SLOTS };
+enum {
+    LM_SCRATCH_ROW,
+    LM_SCRATCH_ROW2,
+    LM_SCRATCH_PARTIAL,
+    LM_SCRATCH_A, /* panels of a product */
+    LM_SCRATCH_B,
+    LM_SCRATCH_C,
+    LM_SCRATCH_PAD_A, /* and its padded ends */
+    LM_SCRATCH_PAD_B,
+    LM_SCRATCH_PAD_C,
+    LM_SCRATCH_SLOTS
+};
 void *lm__scratch(int slot, size_t bytes);
 
 void lm__from_bf16(float *dst, const uint16_t *src, int64_t n);

@@ -84,7 +84,11 @@ TEST(test_gemm) {
         for (int64_t r = 65; r < 65 + 30 * 37; r += 37) {
             gemm_case g = {1, r, 40, 24, dtype, dtype, dtype, 0, 0, 0, 1, 0, dtype, 0};
             run_case(&g);
+            g.la = 1, g.beta = 1, g.c = LM_F32;
+            run_case(&g);
             gemm_case dw = {1, 24, 40, r, dtype, dtype, LM_F32, 1, 0, 0, 1, 1, -1, 0};
+            run_case(&dw);
+            dw.lb = 1, dw.la = 0, dw.beta = 0, dw.bias = LM_F32;
             run_case(&dw);
         }
 }
