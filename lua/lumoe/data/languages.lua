@@ -13,33 +13,33 @@ languages.presets = {
   },
 }
 
--- Scripts as byte patterns, each matching the lead of one character. Latin is ASCII, U+00C0-024F and U+1E00-1EFF.
+-- Scripts as ranges of code points: first, last, first, last, …
 local scripts = {
-  latin = { '%a', '[\195-\201]', '\225[\184-\187]' },
-  greek = { '[\206\207]', '\225[\188-\191]' },
-  cyrillic = { '[\208-\212]' },
-  armenian = { '[\212-\214]' },
-  hebrew = { '[\214\215]' },
-  arabic = { '[\216-\219]' },
-  devanagari = { '\224[\164\165]' },
-  bengali = { '\224[\166\167]' },
-  gurmukhi = { '\224[\168\169]' },
-  gujarati = { '\224[\170\171]' },
-  oriya = { '\224[\172\173]' },
-  tamil = { '\224[\174\175]' },
-  telugu = { '\224[\176\177]' },
-  kannada = { '\224[\178\179]' },
-  malayalam = { '\224[\180\181]' },
-  sinhala = { '\224[\182\183]' },
-  thai = { '\224[\184\185]' },
-  lao = { '\224[\186\187]' },
-  tibetan = { '\224[\188-\191]' },
-  myanmar = { '\225[\128-\130]' },
-  georgian = { '\225[\130\131]' },
-  ethiopic = { '\225[\136-\141]' },
-  khmer = { '\225[\158\159]' },
-  hangul = { '[\234-\237]' },
-  cjk = { '\227[\129-\131]', '\227[\144-\191]', '[\228-\233]' }, -- kana and ideographs
+  latin = { 0x41, 0x5A, 0x61, 0x7A, 0xC0, 0x24F, 0x1E00, 0x1EFF },
+  greek = { 0x370, 0x3FF, 0x1F00, 0x1FFF },
+  cyrillic = { 0x400, 0x52F },
+  armenian = { 0x530, 0x58F },
+  hebrew = { 0x590, 0x5FF },
+  arabic = { 0x600, 0x6FF, 0xFB50, 0xFDFF, 0xFE70, 0xFEFE },
+  devanagari = { 0x900, 0x97F },
+  bengali = { 0x980, 0x9FF },
+  gurmukhi = { 0xA00, 0xA7F },
+  gujarati = { 0xA80, 0xAFF },
+  oriya = { 0xB00, 0xB7F },
+  tamil = { 0xB80, 0xBFF },
+  telugu = { 0xC00, 0xC7F },
+  kannada = { 0xC80, 0xCFF },
+  malayalam = { 0xD00, 0xD7F },
+  sinhala = { 0xD80, 0xDFF },
+  thai = { 0xE00, 0xE7F },
+  lao = { 0xE80, 0xEFF },
+  tibetan = { 0xF00, 0xFFF },
+  myanmar = { 0x1000, 0x109F },
+  georgian = { 0x10A0, 0x10FF },
+  ethiopic = { 0x1200, 0x139F },
+  khmer = { 0x1780, 0x17FF },
+  hangul = { 0x1100, 0x11FF, 0xAC00, 0xD7A3 },
+  cjk = { 0x3041, 0x30FF, 0x3400, 0x9FFF, 0x20000, 0x2FFFF }, -- kana and ideographs
 }
 
 local script_of = {
@@ -52,9 +52,9 @@ for code in ('ar fa ur ps ug ckb sd'):gmatch('%a+') do script_of[code] = 'arabic
 for code in ('hi mr ne mai sa kok'):gmatch('%a+') do script_of[code] = 'devanagari' end
 for code in ('ru uk be bg mk sr kk ky tg mn tt cv'):gmatch('%a+') do script_of[code] = 'cyrillic' end
 
---- The byte patterns of a language's script (Latin unless known otherwise).
+--- The ranges of code points of a language's script (Latin unless known otherwise): first, last, first, last, …
 ---@param lang string
----@return string[]
+---@return integer[]
 function languages.script(lang) return scripts[script_of[lang] or 'latin'] end
 
 --- Whether it is written in the Latin script.

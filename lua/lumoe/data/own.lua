@@ -1,7 +1,7 @@
 --- The user's own parallel texts: a directory of TSV files or of aligned plain files, gzip or not.
 --
 --   de.tsv  my.de.tsv  en-de.tsv     English TAB German [TAB anything]
---   de-en.tsv                        German TAB English
+--   de-en.tsv  my_de_en.tsv          German TAB English
 --   news.en + news.de (+ news.fr)    aligned by line
 --   …, each also with .gz
 --
@@ -34,6 +34,7 @@ end
 local function tsv_language(stem)
   local token = stem:match('([^%.]+)$')
   local first, second = token:match('^([%a_]+)%-([%a_]+)$')
+  if not first then first, second = token:match('_(%a%a%a?)_(%a%a%a?)$') end
   first, second = first and languages.of_locale(first), second and languages.of_locale(second)
   if first == 'en' and second and second ~= 'en' then return second, 1 end
   if second == 'en' and first then return first, 2 end
@@ -41,18 +42,27 @@ local function tsv_language(stem)
   if lang and lang ~= 'en' then return lang, 1 end
 end
 
---- The parallel files of a directory, sorted by name. Raises where there are none.
+--- The parallel files of a directory, sorted by name; or the one TSV file given. Raises where there are none.
 ---@param dir string
 ---@return lumoe.data.OwnFile[]
 ---@return string[] ignored  names of files that are neither
 function own.find(dir)
-  if lfs.attributes(dir, 'mode') ~= 'directory' then error(('%s: no such directory'):format(dir), 0) end
   local names, present = {}, {}
-  for name in lfs.dir(dir) do
-    if lfs.attributes(dir .. '/' .. name, 'mode') == 'file' then
-      names[#names + 1] = name
-      present[name:gsub('%.gz$', '')] = name
+  local function add(name)
+    names[#names + 1] = name
+    present[name:gsub('%.gz$', '')] = name
+  end
+  local mode = lfs.attributes(dir, 'mode')
+  if mode == 'file' then
+    local file = dir
+    dir = file:match('^(.*)/[^/]*$') or '.'
+    add(file:match('[^/]*$'))
+  elseif mode == 'directory' then
+    for name in lfs.dir(dir) do
+      if lfs.attributes(dir .. '/' .. name, 'mode') == 'file' then add(name) end
     end
+  else
+    error(('%s: no such directory'):format(dir), 0)
   end
   table.sort(names)
   local files, ignored = {}, {}

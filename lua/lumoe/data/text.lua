@@ -67,7 +67,9 @@ function text.squeeze(s)
   if s:find('[\194\226\239]') then
     s = s:gsub('\194[\160\173]', invisible):gsub('\226\128[\139\175]', invisible):gsub('\239\187\191', '')
   end
-  if s:find('[%c%s]') then s = s:gsub('[%c%s]+', ' '):gsub('^ ', ''):gsub(' $', '') end
+  if s:find('%c') or s:find('  ', 1, true) then s = s:gsub('[%c%s]+', ' ') end
+  if s:byte(1) == 0x20 then s = s:sub(2) end
+  if s:byte(-1) == 0x20 then s = s:sub(1, -2) end
   return s
 end
 

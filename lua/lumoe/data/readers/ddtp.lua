@@ -21,20 +21,26 @@ local function paragraphs(short, long)
   return list
 end
 
--- Calls visit(md5, short, long) for each description of a list.
+-- Calls visit(md5, description) for each stanza of a list; the description is what follows the md5 line.
 local function descriptions(list, visit)
-  for stanza in (list .. '\n\n'):gmatch('(Package:.-)\n\n') do
-    local md5, short, long = (stanza .. '\n'):match('\nDescription%-md5: (%x+)\nDescription%-[%w_]+: ([^\n]*)\n(.*)$')
-    if md5 then visit(md5, short, long) end
+  local at = 1
+  while at <= #list do
+    local stop = list:find('\n\n', at, true) or #list
+    local md5, after = list:match('^%s*Package: [^\n]*\nDescription%-md5: (%x+)\n()', at)
+    if md5 then visit(md5, list:sub(after, stop)) end
+    at = stop + 1
   end
 end
 
---- The English descriptions: md5 -> { short, long }.
+-- Its short description, and the lines of the long one.
+local function parts(description) return description:match('^Description%-[%w_]+: ([^\n]*)\n?(.*)$') end
+
+--- The English descriptions by md5.
 ---@param files table<string, string>  list name -> its text
 function reader.english(files)
   local found = {}
   for _, name in ipairs(text.sorted_keys(files)) do
-    descriptions(files[name], function(md5, short, long) found[md5] = found[md5] or { short, long } end)
+    descriptions(files[name], function(md5, description) found[md5] = found[md5] or description end)
   end
   return found
 end
@@ -45,11 +51,11 @@ function reader.read(input)
   local seen = {}
   for _, name in ipairs(text.sorted_keys(input.files)) do
     local lang = languages.of_locale(name:match('Translation%-([%w_]+)'))
-    descriptions(input.files[name], function(md5, short, long)
+    descriptions(input.files[name], function(md5, description)
       local english = input.english[md5]
       if not english or seen[lang .. md5] then return end
       seen[lang .. md5] = true
-      local ours, theirs = paragraphs(english[1], english[2]), paragraphs(short, long)
+      local ours, theirs = paragraphs(parts(english)), paragraphs(parts(description))
       if #ours == #theirs then
         for i = 1, #ours do input.emit(lang, ours[i], theirs[i]) end
       else
