@@ -34,6 +34,12 @@ LM_CLONES static void backward_chunk(float *dx, const float *x, float lse, float
     for (int64_t i = 0; i < n; i++) dx[i] = lm__exp(x[i] - lse) * p_scale - flat;
 }
 
+/* Asks for the next chunk while this one is summed. */
+static void fetch(int dtype, const void *x, int64_t at, int64_t n) {
+    const char *from = (const char *)x + (size_t)at * lm__size(dtype);
+    for (int64_t i = 0; i < n * (int64_t)lm__size(dtype); i += 64) __builtin_prefetch(from + i);
+}
+
 /* log sum exp of row r; *sum is that of x when asked for */
 static double row_lse(int dtype, const void *x, int64_t r, int64_t n, double *sum) {
     float buf[LM_CHUNK];
@@ -42,6 +48,7 @@ static double row_lse(int dtype, const void *x, int64_t r, int64_t n, double *su
         int64_t len = lm__min(LM_CHUNK, n - i);
         const float *v = lm__load(dtype, x, r * n + i, len, buf);
         float m = chunk_max(v, len);
+        fetch(dtype, x, r * n + i + len, lm__min(LM_CHUNK, n - i - len));
         if ((double)m > max) {
             total *= exp(max - (double)m);
             max = (double)m;
