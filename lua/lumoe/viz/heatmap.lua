@@ -86,7 +86,7 @@ local function heatmap(opts)
   local stream = opts.stream or io.stdout
   local colors, width = opts.colors or terminal.colors(stream), opts.width or terminal.width(stream)
 
-  local label_width = terminal.columns(opts.title or '')
+  local label_width = 0
   for _, label in ipairs(opts.rows) do
     label_width = math.max(label_width, terminal.columns(tostring(label)))
   end
@@ -95,12 +95,10 @@ local function heatmap(opts)
   local per_block = math.floor(room / size)
   if per_block < #opts.cols and per_block > 10 then per_block = per_block - per_block % 10 end
 
-  local lines = {}
+  local lines = { opts.title }
   for from = 1, math.max(#opts.cols, 1), per_block do
     local to = math.min(from + per_block - 1, #opts.cols)
-    local title = opts.title or ''
-    local gap = (' '):rep(label_width - terminal.columns(title) + 2)
-    lines[#lines + 1] = title .. gap .. heading(opts.cols, from, to, size)
+    lines[#lines + 1] = (' '):rep(label_width + 2) .. heading(opts.cols, from, to, size)
     for r, label in ipairs(opts.rows) do
       local cells = { right(tostring(label), label_width), '  ' }
       for c = from, to do cells[#cells + 1] = cell(map, map.values[r][c], size, colors) end

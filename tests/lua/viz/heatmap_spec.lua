@@ -27,9 +27,10 @@ describe('heatmap', function()
       normalize = 'rows', colors = 0, width = 80,
     }
     assert.same({
-      'encoder.1    0   1   2',
-      '       de    ·  25  75',
-      '       fr  100  <1   ·',
+      'encoder.1',
+      '      0   1   2',
+      'de    ·  25  75',
+      'fr  100  <1   ·',
       '(percent of the row; · is zero)',
     }, lines_of(text))
   end)
@@ -52,12 +53,13 @@ describe('heatmap', function()
     local opts = wide(32)
     opts.colors, opts.width = 0, 80
     local lines = lines_of(viz.heatmap(opts))
-    assert.equal(4, #lines)
-    assert.matches('^decoder.1  0         5         10 ', lines[1])
-    assert.matches('^ +de   0 0 0 1 1 1', lines[2])
-    assert.matches(' 9$', lines[2])
-    assert.matches(' ·$', lines[3])
-    assert.matches('tenths of', lines[4])
+    assert.equal(5, #lines)
+    assert.equal('decoder.1', lines[1])
+    assert.matches('^       0         5         10 ', lines[2])
+    assert.matches('^ +de   0 0 0 1 1 1', lines[3])
+    assert.matches(' 9$', lines[3])
+    assert.matches(' ·$', lines[4])
+    assert.matches('tenths of', lines[5])
   end)
 
   it('never writes past the width', function()
