@@ -77,7 +77,7 @@ function corpus.batches(self, opts)
   return data.batches.new {
     tokenizer = self.tokenizer, languages = self.languages, tasks = tasks, tokens = opts.batch,
     micro_batches = opts.micro_batches, temperature = opts.temperature, denoising = opts.denoising,
-    max_pieces = opts.max_pieces, multiple = 8, seed = opts.seed, source_tags = true,
+    max_pieces = opts.max_pieces, seed = opts.seed, source_tags = true,
   }
 end
 
