@@ -24,7 +24,7 @@ end
 --- params: what `module:named_parameters()` gives. `slots(p)` names the state of one parameter: name ->
 -- shape; `update(self, p, state, master, lr, grad_scale)` is the step.
 function optimizer.new(kind, params, opts, slots, update)
-  if type(params) ~= 'table' or not params[1] or not params[1].tensor then
+  if type(params) ~= 'table' or type(params[1]) ~= 'table' or not params[1].tensor then
     status.argument('optim.%s: wants the list that module:named_parameters() gives', kind)
   end
   local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {} },

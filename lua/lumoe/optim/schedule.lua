@@ -21,6 +21,7 @@ return function(opts)
   if not shape then
     status.argument("optim.schedule: no shape '%s'; there are constant cosine inverse_sqrt linear", tostring(opts[1]))
   end
+  if type(opts.lr) ~= 'number' then status.argument "optim.schedule: option 'lr' is missing" end
   if (opts[1] == 'linear' or opts[1] == 'cosine') and not opts.steps then
     status.argument('optim.schedule: %s needs steps', opts[1])
   end
