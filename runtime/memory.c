@@ -126,10 +126,18 @@ enum { OBJECT_STEP = 64, SLAB = 1 << 16 };
 
 static block *objects[OBJECT_MAX / OBJECT_STEP + 1]; /* by size, in steps */
 static char *slab, *slab_end;
+static int64_t objects_live;
+
+double lm_memory_objects(void) { return (double)objects_live; }
 
 void *lm__object_new(size_t size) {
     if (made_to_fail()) return NULL;
-    if (size > OBJECT_MAX) return malloc(size);
+    objects_live++;
+    if (size > OBJECT_MAX) {
+        void *p = malloc(size);
+        objects_live -= !p;
+        return p;
+    }
     size_t class = (size + OBJECT_STEP - 1) / OBJECT_STEP;
     block *b = objects[class];
     if (b) {
@@ -140,7 +148,10 @@ void *lm__object_new(size_t size) {
     if ((size_t)(slab_end - slab) <
         rounded) { /* the rest of the old one is lost: under 1 KiB */
         char *fresh = aligned_alloc(OBJECT_STEP, SLAB);
-        if (!fresh) return NULL;
+        if (!fresh) {
+            objects_live--;
+            return NULL;
+        }
         slab = fresh, slab_end = fresh + SLAB;
     }
     slab += rounded;
@@ -148,6 +159,7 @@ void *lm__object_new(size_t size) {
 }
 
 void lm__object_free(void *p, size_t size) {
+    objects_live--;
     if (size > OBJECT_MAX) {
         free(p);
         return;

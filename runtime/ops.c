@@ -15,6 +15,15 @@ const char *lm_op_signature(int i) {
     return i >= 0 && i < count ? signature[i] : NULL;
 }
 
+int lm__kernel_failed(const char *op, int st) {
+    switch (st) {
+    case LM_KERNEL_EARG: return lm_fail(LM_EARG, "%s: an argument is out of range", op);
+    case LM_KERNEL_EDTYPE: return lm_fail(LM_EDTYPE, "%s: not for tensors of this dtype", op);
+    case LM_KERNEL_EOOM: return lm_fail(LM_EOOM, "%s: no memory for scratch", op);
+    default: return lm_fail(LM_EINTERNAL, "%s: the matrix library refused (%d)", op, st);
+    }
+}
+
 int lm__promote(const lm_tensor *a, const lm_tensor *b) {
     int x = a->dtype, y = b->dtype;
     if (x == y) return x;

@@ -228,7 +228,7 @@ static int sum_to_input(const lm_node *n, int input, lm_tensor **g) {
         while (d < t->ndim && d >= lead && t->shape[d] == e->shape[d - lead]) d++;
         if (d == t->ndim) return LM_OK;
         if (d >= lead && e->shape[d - lead] != 1) break;
-        st = lm_sum(t, d, d >= lead, &sum);
+        st = lm__sum_f32(t, d, d >= lead, &sum);
         if (st == LM_OK) lm_tensor_release(t), *g = sum;
     }
     if (st != LM_OK) return st;

@@ -52,6 +52,8 @@ int lm__tensor_view(lm_tensor *x, int ndim, const int64_t *shape, const int64_t 
                     int64_t offset, lm_tensor **out);
 /* x itself (retained) when it is contiguous and of the dtype, else a copy. No gradients. */
 int lm__tensor_dense(lm_tensor *x, int dtype, lm_tensor **out);
+/* lm_sum with an f32 result, also of bf16: sums of sums are not rounded in between. */
+int lm__sum_f32(lm_tensor *x, int64_t dim, int keepdim, lm_tensor **out);
 /* LM_EDISPOSED or LM_EARG unless x can be read by `op`. */
 int lm__usable(const char *op, const lm_tensor *x);
 

@@ -65,9 +65,10 @@ static int attention_backward(lm_node *n) { /* i[0]: causal; f[0]: scale */
     if (st == LM_OK) {
         lm_attention p = problem(s[Q], s[K], s[V], s[O], s[MASK], (int)n->i[0], n->f[0]);
         p.dq = strides(dq), p.dk = strides(dk), p.dv = strides(dv), p.d_o = strides(d_o);
-        st = lm__kernels(s[Q])->attention_bwd(&p, dq->data, dk->data, dv->data, d_o->data,
-                                              s[Q]->data, s[K]->data, s[V]->data, s[O]->data,
-                                              (const float *)(const void *)s[LSE]->data);
+        st = lm__ran(n->op,
+                     lm__kernels(s[Q])->attention_bwd(
+                         &p, dq->data, dk->data, dv->data, d_o->data, s[Q]->data, s[K]->data,
+                         s[V]->data, s[O]->data, (const float *)(const void *)s[LSE]->data));
     }
     lm_tensor_release(d_o);
     st = lm__give_result(st, n, 0, dq);
@@ -114,8 +115,9 @@ int lm_scaled_dot_product_attention(lm_tensor *q, lm_tensor *k, lm_tensor *v,
     if (st == LM_OK) st = lm_tensor_new(LM_F32, 3, q->shape, &s[LSE]);
     if (st == LM_OK) {
         lm_attention p = problem(s[Q], s[K], s[V], y, s[MASK], causal, scale);
-        st = lm__kernels(q)->attention_fwd(&p, y->data, (float *)(void *)s[LSE]->data,
-                                           s[Q]->data, s[K]->data, s[V]->data);
+        st = lm__ran("scaled_dot_product_attention",
+                     lm__kernels(q)->attention_fwd(&p, y->data, (float *)(void *)s[LSE]->data,
+                                                   s[Q]->data, s[K]->data, s[V]->data));
     }
     if (st == LM_OK)
         st =

@@ -17,8 +17,9 @@ static int run(lm_tensor *x, double p, const lm_draw *draw, int64_t rows, lm_ten
     int st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
     if (st == LM_OK)
-        st = lm__kernels(x)->dropout(x->dtype, rows, rows ? x->numel / rows : 0, y->data,
-                                     dense->data, p, draw);
+        st = lm__ran("dropout",
+                     lm__kernels(x)->dropout(x->dtype, rows, rows ? x->numel / rows : 0,
+                                             y->data, dense->data, p, draw));
     lm_tensor_release(dense);
     return lm__finish(st, y, out);
 }

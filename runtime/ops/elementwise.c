@@ -155,8 +155,9 @@ static int binary(const char *name, int op, lm_backward_fn backward, lm_tensor *
     st = pair_of(name, a, b, dtype, &p);
     if (st == LM_OK) st = lm_tensor_new(dtype, p.ndim, p.shape, &y);
     if (st == LM_OK)
-        st = lm__kernels(a)->binary(op, dtype, p.ndim, p.shape, y->data, p.a->data, p.a_stride,
-                                    p.b->data, p.b_stride);
+        st =
+            lm__ran(name, lm__kernels(a)->binary(op, dtype, p.ndim, p.shape, y->data, p.a->data,
+                                                 p.a_stride, p.b->data, p.b_stride));
     if (st == LM_OK) st = lm__record(name, backward, 2, (lm_tensor *[]){a, b}, 1, &y, &n);
     if (st == LM_OK && n) {
         n->i[0] = op == LM_MAXIMUM ? LM_GT : op == LM_MINIMUM ? LM_LT : op == LM_SUB ? -1 : 1;
@@ -234,7 +235,8 @@ static int with_number(const char *name, int op, bool reversed, lm_tensor *a, do
     st = lm__tensor_dense(a, dtype, &x);
     if (st == LM_OK) st = lm__tensor_like(x, dtype, &y);
     if (st == LM_OK)
-        st = lm__kernels(a)->binary_scalar(op, dtype, y->numel, y->data, x->data, s, reversed);
+        st = lm__ran(name, lm__kernels(a)->binary_scalar(op, dtype, y->numel, y->data, x->data,
+                                                         s, reversed));
     if (st == LM_OK) st = lm__record(name, scalar_backward, 1, &a, 1, &y, &n);
     if (st == LM_OK && n) {
         n->i[0] = op, n->i[1] = reversed, n->f[0] = s;
@@ -283,8 +285,9 @@ int lm_compare(lm_tensor *a, lm_tensor *b, int op, lm_tensor **out) {
     st = pair_of(name[op], a, b, dtype, &p);
     if (st == LM_OK) st = lm_tensor_new(LM_U8, p.ndim, p.shape, &y);
     if (st == LM_OK)
-        st = lm__kernels(a)->compare(op, dtype, p.ndim, p.shape, (uint8_t *)y->data, p.a->data,
-                                     p.a_stride, p.b->data, p.b_stride);
+        st = lm__ran("compare",
+                     lm__kernels(a)->compare(op, dtype, p.ndim, p.shape, (uint8_t *)y->data,
+                                             p.a->data, p.a_stride, p.b->data, p.b_stride));
     pair_release(&p);
     return lm__finish(st, y, out);
 }
@@ -331,8 +334,9 @@ int lm_where(lm_tensor *cond, lm_tensor *a, lm_tensor *b, lm_tensor **out) {
         lm__broadcast_strides(p.b, ndim, shape, bs);
     }
     if (st == LM_OK)
-        st = lm__kernels(a)->where(dtype, ndim, shape, y->data, (const uint8_t *)cond->data,
-                                   cs_stride, p.a->data, as, p.b->data, bs);
+        st = lm__ran("where", lm__kernels(a)->where(dtype, ndim, shape, y->data,
+                                                    (const uint8_t *)cond->data, cs_stride,
+                                                    p.a->data, as, p.b->data, bs));
     if (st == LM_OK && lm__is_float(dtype)) {
         st = lm__record("where", where_backward, 2, (lm_tensor *[]){a, b}, 1, &y, &n);
         if (st == LM_OK) st = lm__save(n, 0, cond);
@@ -358,8 +362,8 @@ static int clamp_backward(lm_node *n) {
     if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), x->dtype, &dy);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &dx);
     if (st == LM_OK)
-        st = lm__kernels(x)->clamp_bwd(x->dtype, x->numel, dx->data, dy->data, x->data, n->f[0],
-                                       n->f[1]);
+        st = lm__ran(n->op, lm__kernels(x)->clamp_bwd(x->dtype, x->numel, dx->data, dy->data,
+                                                      x->data, n->f[0], n->f[1]));
     lm_tensor_release(dy);
     if (st == LM_OK) return lm__give(n, 0, dx);
     lm_tensor_release(dx);
@@ -374,7 +378,8 @@ int lm_clamp(lm_tensor *x, double lo, double hi, lm_tensor **out) {
     st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
     if (st == LM_OK)
-        st = lm__kernels(x)->clamp(x->dtype, x->numel, y->data, dense->data, lo, hi);
+        st = lm__ran("clamp",
+                     lm__kernels(x)->clamp(x->dtype, x->numel, y->data, dense->data, lo, hi));
     if (st == LM_OK) st = lm__record("clamp", clamp_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK && n) n->f[0] = lo, n->f[1] = hi, st = lm__save(n, 0, dense);
     lm_tensor_release(dense);

@@ -4,6 +4,11 @@
 
 #include <string.h>
 
+static int64_t id_at(const lm_tensor *ids, int64_t i) { /* of dense ids */
+    const void *p = ids->data;
+    return ids->dtype == LM_I32 ? ((const int32_t *)p)[i] : ((const int64_t *)p)[i];
+}
+
 /* ---- rows ---- */
 
 static int
@@ -15,15 +20,16 @@ rows_backward(lm_node *n) { /* saved 0: ids; into a leaf's gradient if there is 
     int st = lm__saved(n, 0, &ids);
     if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), lm__grad(n, 0)->dtype, &dy);
     if (st == LM_OK) st = lm__leaf_grad(n, 0, &dw, &fresh);
-    if (st == LM_OK && fresh) st = lm__kernels(dy)->fill(dw->data, LM_F32, dw->numel, 0);
+    if (st == LM_OK && fresh)
+        st = lm__ran(n->op, lm__kernels(dy)->fill(dw->data, LM_F32, dw->numel, 0));
     if (st == LM_OK && !dw) {
         st = lm_tensor_full(LM_F32, n->edge[0].ndim, n->edge[0].shape, 0, &own);
         dw = own;
     }
     if (st == LM_OK)
-        st = lm__kernels(dy)->scatter_add_rows(dy->dtype, ids->numel, width, rows,
-                                               (float *)(void *)dw->data, dy->data, ids->dtype,
-                                               ids->data);
+        st = lm__ran(n->op, lm__kernels(dy)->scatter_add_rows(dy->dtype, ids->numel, width,
+                                                              rows, (float *)(void *)dw->data,
+                                                              dy->data, ids->dtype, ids->data));
     lm_tensor_release(dy);
     if (own && st == LM_OK) return lm__give(n, 0, own);
     lm_tensor_release(own);
@@ -47,9 +53,13 @@ static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, lm_tensor **out
     st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_dense(ids, ids->dtype, &at);
     if (st == LM_OK) st = lm_tensor_new(x->dtype, ids->ndim + x->ndim - 1, shape, &y);
+    for (int64_t i = 0; st == LM_OK && i < at->numel;
+         i++) /* to the kernel -1 is a row of zeros */
+        if (id_at(at, i) < 0) st = lm__id_out_of_range(op, at, i, x->shape[0]);
     if (st == LM_OK) {
-        st = lm__kernels(x)->gather_rows(x->dtype, at->numel, width, x->shape[0], y->data,
-                                         dense->data, at->dtype, at->data, &bad);
+        st = lm__ran(op, lm__kernels(x)->gather_rows(x->dtype, at->numel, width, x->shape[0],
+                                                     y->data, dense->data, at->dtype, at->data,
+                                                     &bad));
         if (st == LM_EARG) st = lm__id_out_of_range(op, at, bad, x->shape[0]);
     }
     if (st == LM_OK && lm__is_float(x->dtype))
@@ -109,9 +119,10 @@ static int add_at(const char *op, lm_tensor *g, int dim, lm_tensor *ids, lm_tens
     if (st == LM_OK) st = lm__tensor_dense(src, src->dtype, &dense);
     if (st == LM_OK) {
         lm__around(sum, dim, &outer, &n, &inner);
-        st = lm__kernels(g)->scatter_add(dense->dtype, outer, n, inner, ids->shape[dim],
-                                         (float *)(void *)sum->data, dense->data, at->dtype,
-                                         at->data, &bad);
+        st =
+            lm__ran(op, lm__kernels(g)->scatter_add(dense->dtype, outer, n, inner,
+                                                    ids->shape[dim], (float *)(void *)sum->data,
+                                                    dense->data, at->dtype, at->data, &bad));
         if (st == LM_EARG) st = lm__id_out_of_range(op, at, bad, n);
         if (st == LM_OK && sum->storage != part->storage) st = lm_tensor_copy(part, sum);
     }
@@ -144,8 +155,9 @@ int lm_gather(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
     if (st == LM_OK) st = lm__tensor_like(ids, x->dtype, &y);
     if (st == LM_OK) {
         lm__around(dense, d, &outer, &size, &inner);
-        st = lm__kernels(x)->gather(x->dtype, outer, size, inner, ids->shape[d], y->data,
-                                    dense->data, at->dtype, at->data, &bad);
+        st = lm__ran("gather",
+                     lm__kernels(x)->gather(x->dtype, outer, size, inner, ids->shape[d],
+                                            y->data, dense->data, at->dtype, at->data, &bad));
         if (st == LM_EARG) st = lm__id_out_of_range("gather", at, bad, size);
     }
     if (st == LM_OK && lm__is_float(x->dtype))

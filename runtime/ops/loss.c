@@ -13,9 +13,10 @@ static int cross_entropy_backward(lm_node *n) { /* i[0]: ignore_index; f: smooth
     if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), LM_F32, &scale);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &dx);
     if (st == LM_OK)
-        st = lm__kernels(x)->cross_entropy_bwd(
-            x->dtype, lm__rows(x), lm__width(x), dx->data, x->data, (float *)(void *)lse->data,
-            t->data, t->dtype, n->i[0], n->f[0], n->f[1], (float *)(void *)scale->data);
+        st = lm__ran(n->op, lm__kernels(x)->cross_entropy_bwd(
+                                x->dtype, lm__rows(x), lm__width(x), dx->data, x->data,
+                                (float *)(void *)lse->data, t->data, t->dtype, n->i[0], n->f[0],
+                                n->f[1], (float *)(void *)scale->data));
     lm_tensor_release(scale);
     return lm__give_result(st, n, 0, dx);
 }
@@ -42,9 +43,11 @@ int lm_cross_entropy(lm_tensor *logits, lm_tensor *targets, int64_t ignore_index
     if (st == LM_OK) st = lm_tensor_new(LM_F32, 1, &rows, &lse);
     if (st == LM_OK) st = lm__tensor_like(targets, LM_F32, &loss);
     if (st == LM_OK) {
-        st = lm__kernels(x)->cross_entropy_fwd(
-            x->dtype, rows, classes, (float *)(void *)loss->data, (float *)(void *)lse->data,
-            x->data, t->data, t->dtype, ignore_index, label_smoothing, z_loss, &bad);
+        st =
+            lm__ran("cross_entropy", lm__kernels(x)->cross_entropy_fwd(
+                                         x->dtype, rows, classes, (float *)(void *)loss->data,
+                                         (float *)(void *)lse->data, x->data, t->data, t->dtype,
+                                         ignore_index, label_smoothing, z_loss, &bad));
         if (st == LM_EARG) st = lm__id_out_of_range("cross_entropy", t, bad, classes);
     }
     if (st == LM_OK)

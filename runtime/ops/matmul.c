@@ -32,7 +32,8 @@ static int product(lm_tensor *a, lm_tensor *b, lm_tensor *y) {
     lm_tensor *da = NULL, *db = NULL;
     for (int d = 0; d < y->ndim - 2; d++) batch *= y->shape[d];
     int st = LM_OK;
-    if (!one_batch_stride(a, &as)) {
+    one_batch_stride(b, &bs);
+    if (!one_batch_stride(a, &as) || (as == 0 && bs == 0 && batch > 1)) { /* gemm expands one */
         st = lm__tensor_like(a, a->dtype, &da);
         if (st == LM_OK) st = lm_tensor_copy(da, a), a = da;
         if (st == LM_OK) one_batch_stride(a, &as);
@@ -44,7 +45,8 @@ static int product(lm_tensor *a, lm_tensor *b, lm_tensor *y) {
     }
     if (st == LM_OK) {
         lm_matrix ma = matrix_of(a, as), mb = matrix_of(b, bs), my = matrix_of(y, m * n);
-        st = lm__kernels(y)->gemm(batch, m, n, k, 1, &ma, &mb, 0, &my, NULL, 0);
+        st = lm__ran("matmul",
+                     lm__kernels(y)->gemm(batch, m, n, k, 1, &ma, &mb, 0, &my, NULL, 0));
     }
     lm_tensor_release(da), lm_tensor_release(db);
     return st;
@@ -164,7 +166,8 @@ static int linear_backward(lm_node *n) {
         st = lm__tensor_like(x, x->dtype, &dx);
         if (st == LM_OK) {
             lm_matrix mdx = {dx->data, dx->dtype, 0, in, 1};
-            st = lm__kernels(x)->gemm(1, rows, in, outs, 1, &my, &mw, 0, &mdx, NULL, 0);
+            st = lm__ran(
+                n->op, lm__kernels(x)->gemm(1, rows, in, outs, 1, &my, &mw, 0, &mdx, NULL, 0));
         }
         if (st == LM_OK) st = lm__give(n, 0, dx);
         else lm_tensor_release(dx);
@@ -178,8 +181,8 @@ static int linear_backward(lm_node *n) {
         if (st == LM_OK) {
             lm_matrix dyt = {dy->data, dy->dtype, 0, 1, outs},
                       mdw = {dw->data, LM_F32, 0, in, 1};
-            st = lm__kernels(x)->gemm(1, outs, in, rows, 1, &dyt, &mx, fresh ? 0 : 1, &mdw,
-                                      NULL, 0);
+            st = lm__ran(n->op, lm__kernels(x)->gemm(1, outs, in, rows, 1, &dyt, &mx,
+                                                     fresh ? 0 : 1, &mdw, NULL, 0));
         }
         if (own && st == LM_OK) st = lm__give(n, 1, own);
         else lm_tensor_release(own);
@@ -187,8 +190,8 @@ static int linear_backward(lm_node *n) {
     if (st == LM_OK && n->inputs > 2 && lm__wants(n, 2)) {
         st = lm_tensor_new(LM_F32, 1, &outs, &db);
         if (st == LM_OK)
-            st = lm__kernels(x)->reduce(LM_SUM, dy->dtype, 1, rows, outs, db->data, LM_F32,
-                                        dy->data);
+            st = lm__ran(n->op, lm__kernels(x)->reduce(LM_SUM, dy->dtype, 1, rows, outs,
+                                                       db->data, LM_F32, dy->data));
         if (st == LM_OK) st = lm__give(n, 2, db);
         else lm_tensor_release(db);
     }
@@ -227,8 +230,9 @@ int lm_linear(lm_tensor *x, lm_tensor *weight, lm_tensor *bias, lm_tensor **out)
     if (st == LM_OK) {
         lm_matrix mx = {dx->data, dtype, 0, in, 1}, my = {y->data, dtype, 0, outs, 1};
         lm_matrix wt = {dw->data, dtype, 0, dw->stride[1], dw->stride[0]};
-        st = lm__kernels(x)->gemm(1, rows, outs, in, 1, &mx, &wt, 0, &my, db ? db->data : NULL,
-                                  db ? db->dtype : LM_F32);
+        st = lm__ran("linear",
+                     lm__kernels(x)->gemm(1, rows, outs, in, 1, &mx, &wt, 0, &my,
+                                          db ? db->data : NULL, db ? db->dtype : LM_F32));
     }
     if (st == LM_OK)
         st = lm__record("linear", linear_backward, bias ? 3 : 2,

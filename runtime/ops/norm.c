@@ -26,12 +26,13 @@ static int norm_backward(lm_node *n) { /* inputs x, weight, bias; i[0]: 1 for la
     if (st == LM_OK && lm__wants(n, 2)) st = lm_tensor_new(LM_F32, 1, &width, &db);
     if (st == LM_OK) {
         int w_dtype = weight ? weight->dtype : LM_F32;
-        st = layer ? lm__kernels(x)->layer_norm_bwd(x->dtype, rows, width, dx->data, floats(dw),
-                                                    floats(db), dy->data, x->data, floats(mean),
-                                                    floats(rstd), data(weight), w_dtype)
-                   : lm__kernels(x)->rms_norm_bwd(x->dtype, rows, width, dx->data, floats(dw),
-                                                  dy->data, x->data, floats(rstd), data(weight),
-                                                  w_dtype);
+        st = layer ? lm__ran(n->op, lm__kernels(x)->layer_norm_bwd(
+                                        x->dtype, rows, width, dx->data, floats(dw), floats(db),
+                                        dy->data, x->data, floats(mean), floats(rstd),
+                                        data(weight), w_dtype))
+                   : lm__ran(n->op, lm__kernels(x)->rms_norm_bwd(
+                                        x->dtype, rows, width, dx->data, floats(dw), dy->data,
+                                        x->data, floats(rstd), data(weight), w_dtype));
     }
     lm_tensor_release(dy);
     st = lm__give_result(st, n, 0, dx);
@@ -70,11 +71,12 @@ static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_
     if (st == LM_OK) st = lm_tensor_new(LM_F32, 1, &rows, &rstd);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
     if (st == LM_OK)
-        st = layer ? lm__kernels(x)->layer_norm_fwd(x->dtype, rows, width, y->data,
-                                                    floats(mean), floats(rstd), dense->data,
-                                                    data(w), data(b), w_dtype, eps)
-                   : lm__kernels(x)->rms_norm_fwd(x->dtype, rows, width, y->data, floats(rstd),
-                                                  dense->data, data(w), w_dtype, eps);
+        st = layer ? lm__ran(op, lm__kernels(x)->layer_norm_fwd(
+                                     x->dtype, rows, width, y->data, floats(mean), floats(rstd),
+                                     dense->data, data(w), data(b), w_dtype, eps))
+                   : lm__ran(op, lm__kernels(x)->rms_norm_fwd(x->dtype, rows, width, y->data,
+                                                              floats(rstd), dense->data,
+                                                              data(w), w_dtype, eps));
     if (st == LM_OK)
         st = lm__record(op, norm_backward, 3, (lm_tensor *[]){x, weight, bias}, 1, &y, &n);
     if (n) n->i[0] = layer;

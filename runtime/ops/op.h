@@ -13,6 +13,12 @@ static inline const lm_kernels *lm__kernels(const lm_tensor *x) {
     return &lm_cpu_kernels;
 }
 
+/* What a kernel of `op` returned, with a sentence when it failed. */
+int lm__kernel_failed(const char *op, int st);
+static inline int lm__ran(const char *op, int st) {
+    return st == LM_OK ? st : lm__kernel_failed(op, st);
+}
+
 /* The dtype of a op b, as in PyTorch: floats win over integers, wide over narrow, f32 over
  * bf16; a tensor without dims does not widen one with dims. */
 int lm__promote(const lm_tensor *a, const lm_tensor *b);

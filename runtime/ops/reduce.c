@@ -26,7 +26,7 @@ static int sum_backward(lm_node *n) { /* i: dim, keepdim, size; f[0]: factor */
 }
 
 static int sum_or_mean(const char *name, int op, lm_tensor *x, int64_t dim, int keepdim,
-                       lm_tensor **out) {
+                       bool wide, lm_tensor **out) {
     int d = 0, st = lm__usable(name, x);
     if (st == LM_OK) st = lm__dim(name, x, dim, &d);
     if (st != LM_OK) return st;
@@ -36,12 +36,12 @@ static int sum_or_mean(const char *name, int op, lm_tensor *x, int64_t dim, int 
     int64_t shape[LM_MAX_DIMS], outer, size, inner;
     int ndim = lm__reduced_shape(x, d, keepdim, shape);
     lm__around(x, d, &outer, &size, &inner);
-    int result = floats ? x->dtype : op == LM_MEAN ? LM_F32 : LM_I64;
+    int result = wide ? LM_F32 : floats ? x->dtype : op == LM_MEAN ? LM_F32 : LM_I64;
     st = lm__tensor_dense(x, op == LM_MEAN && !floats ? LM_F32 : x->dtype, &dense);
     if (st == LM_OK) st = lm_tensor_new(result, ndim, shape, &y);
     if (st == LM_OK)
-        st = lm__kernels(x)->reduce(op, dense->dtype, outer, size, inner, y->data, result,
-                                    dense->data);
+        st = lm__ran(name, lm__kernels(x)->reduce(op, dense->dtype, outer, size, inner, y->data,
+                                                  result, dense->data));
     if (st == LM_OK && floats) st = lm__record(name, sum_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK && n) {
         n->i[0] = d, n->i[1] = keepdim, n->i[2] = size;
@@ -52,10 +52,13 @@ static int sum_or_mean(const char *name, int op, lm_tensor *x, int64_t dim, int 
 }
 
 int lm_sum(lm_tensor *x, int64_t dim, int keepdim, lm_tensor **out) {
-    return sum_or_mean("sum", LM_SUM, x, dim, keepdim, out);
+    return sum_or_mean("sum", LM_SUM, x, dim, keepdim, false, out);
+}
+int lm__sum_f32(lm_tensor *x, int64_t dim, int keepdim, lm_tensor **out) {
+    return sum_or_mean("sum", LM_SUM, x, dim, keepdim, true, out);
 }
 int lm_mean(lm_tensor *x, int64_t dim, int keepdim, lm_tensor **out) {
-    return sum_or_mean("mean", LM_MEAN, x, dim, keepdim, out);
+    return sum_or_mean("mean", LM_MEAN, x, dim, keepdim, false, out);
 }
 
 /* ---- over everything ---- */
@@ -80,7 +83,8 @@ static int all(const char *name, lm_tensor *x, bool mean, lm_tensor **out) {
     lm_node *n = NULL;
     st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK)
-        st = lm__kernels(x)->sum_all(dense->dtype, dense->numel, dense->data, &total);
+        st = lm__ran(name,
+                     lm__kernels(x)->sum_all(dense->dtype, dense->numel, dense->data, &total));
     double factor = mean ? 1.0 / (double)x->numel : 1.0;
     if (st == LM_OK)
         st = lm_tensor_full(floats || mean ? LM_F32 : LM_I64, 0, NULL,
@@ -112,8 +116,9 @@ static int arg(const char *name, int op, lm_tensor *x, int64_t dim, int keepdim,
     st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm_tensor_new(LM_I64, ndim, shape, &ids);
     if (st == LM_OK)
-        st = lm__kernels(x)->argreduce(op, dense->dtype, outer, size, inner,
-                                       (int64_t *)(void *)ids->data, dense->data);
+        st =
+            lm__ran(name, lm__kernels(x)->argreduce(op, dense->dtype, outer, size, inner,
+                                                    (int64_t *)(void *)ids->data, dense->data));
     lm_tensor_release(dense);
     return lm__finish(st, ids, out);
 }
@@ -184,7 +189,8 @@ int lm_cumsum(lm_tensor *x, int64_t dim, lm_tensor **out) {
     st = lm__tensor_dense(x, dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(dense, dtype, &y);
     if (st == LM_OK)
-        st = lm__kernels(x)->cumsum(dtype, outer, size, inner, y->data, dense->data);
+        st = lm__ran("cumsum",
+                     lm__kernels(x)->cumsum(dtype, outer, size, inner, y->data, dense->data));
     if (st == LM_OK && lm__is_float(dtype))
         st = lm__record("cumsum", cumsum_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK && n) n->i[0] = d;

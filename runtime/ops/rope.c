@@ -28,7 +28,7 @@ static int table_of(const lm_tensor *x, int64_t dim, double base, int64_t positi
             return lm_fail(LM_EOOM, "rope: no memory for %lld positions", (long long)room);
         free(t->cos);
         *t = (table){dim, room, base, cos, cos + room * (dim / 2)};
-        int st = lm__kernels(x)->rope_table(t->cos, t->sin, room, dim, base);
+        int st = lm__ran("rope", lm__kernels(x)->rope_table(t->cos, t->sin, room, dim, base));
         if (st != LM_OK) return st;
     }
     *out = t;
@@ -54,9 +54,10 @@ static int turn(lm_tensor *x, const lm_tensor *positions, int64_t count, double 
     if (st == LM_OK) st = lm__tensor_like(dense, x->dtype, &y);
     if (st == LM_OK) st = table_of(x, dim, base, count, &t);
     if (st == LM_OK)
-        st = lm__kernels(x)->rope(
-            x->dtype, positions->numel, heads, dim, y->data, dense->data, t->cos, t->sin,
-            (const int32_t *)(const void *)positions->data, interleaved, inverse);
+        st = lm__ran("rope", lm__kernels(x)->rope(
+                                 x->dtype, positions->numel, heads, dim, y->data, dense->data,
+                                 t->cos, t->sin, (const int32_t *)(const void *)positions->data,
+                                 interleaved, inverse));
     if (st == LM_OK) st = turned(y, out);
     lm_grad_set_enabled(before);
     lm_tensor_release(by_token), lm_tensor_release(dense), lm_tensor_release(y);

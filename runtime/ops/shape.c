@@ -238,8 +238,9 @@ static int copy_of(const char *name, lm_tensor *x, int dtype, lm_tensor **out) {
     lm_node *n;
     int st = lm__tensor_like(x, dtype, &y);
     if (st == LM_OK)
-        st = lm__kernels(x)->copy_strided(y->data, dtype, x->data, x->dtype, x->ndim, x->shape,
-                                          y->stride, x->stride);
+        st = lm__ran(name,
+                     lm__kernels(x)->copy_strided(y->data, dtype, x->data, x->dtype, x->ndim,
+                                                  x->shape, y->stride, x->stride));
     if (st == LM_OK && lm__is_float(dtype))
         st = lm__record(name, copy_backward, 1, &x, 1, &y, &n);
     return lm__finish(st, y, out);
@@ -319,9 +320,9 @@ int lm_cat(lm_tensor **list, int count, int64_t dim, lm_tensor **out) {
     if (st == LM_OK) st = lm_tensor_new(dtype, list[0]->ndim, shape, &y);
     char *at = y ? y->data : NULL;
     for (int i = 0; i < count && st == LM_OK; i++) {
-        st = lm__kernels(y)->copy_strided(at, dtype, list[i]->data, list[i]->dtype,
-                                          list[i]->ndim, list[i]->shape, y->stride,
-                                          list[i]->stride);
+        st = lm__ran("cat", lm__kernels(y)->copy_strided(
+                                at, dtype, list[i]->data, list[i]->dtype, list[i]->ndim,
+                                list[i]->shape, y->stride, list[i]->stride));
         at += size[i] * y->stride[d] * lm_dtype_size(dtype);
     }
     if (st == LM_OK && lm__is_float(dtype))

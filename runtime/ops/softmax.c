@@ -9,8 +9,8 @@ static int softmax_backward(lm_node *n) { /* i[0]: log; saved 0: y */
     if (st == LM_OK) st = lm__tensor_like(y, y->dtype, &dx);
     if (st == LM_OK) {
         int64_t rows = lm__rows(y), width = lm__width(y);
-        st = lm__kernels(y)->softmax_bwd(y->dtype, rows, width, (int)n->i[0], dx->data,
-                                         dy->data, y->data);
+        st = lm__ran(n->op, lm__kernels(y)->softmax_bwd(y->dtype, rows, width, (int)n->i[0],
+                                                        dx->data, dy->data, y->data));
     }
     lm_tensor_release(dy);
     return lm__give_result(st, n, 0, dx);
@@ -22,8 +22,8 @@ static int over_rows(const char *name, lm_tensor *x, int log, lm_tensor **out) {
     int st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
     if (st == LM_OK)
-        st = lm__kernels(x)->softmax_fwd(x->dtype, lm__rows(x), lm__width(x), log, y->data,
-                                         dense->data);
+        st = lm__ran(name, lm__kernels(x)->softmax_fwd(x->dtype, lm__rows(x), lm__width(x), log,
+                                                       y->data, dense->data));
     if (st == LM_OK) st = lm__record(name, softmax_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK && n) n->i[0] = log, st = lm__save(n, 0, y);
     lm_tensor_release(dense);
@@ -82,8 +82,9 @@ int lm_logsumexp(lm_tensor *x, int64_t dim, int keepdim, lm_tensor **out) {
     if (st == LM_OK) st = lm__tensor_dense(turned, x->dtype, &dense);
     if (st == LM_OK) st = lm_tensor_new(LM_F32, ndim, shape, &sums);
     if (st == LM_OK)
-        st = lm__kernels(x)->logsumexp(x->dtype, outer * inner, width,
-                                       (float *)(void *)sums->data, dense->data);
+        st = lm__ran("logsumexp",
+                     lm__kernels(x)->logsumexp(x->dtype, outer * inner, width,
+                                               (float *)(void *)sums->data, dense->data));
     if (st == LM_OK) st = lm__tensor_dense(sums, x->dtype, &y);
     lm_grad_set_enabled(before);
     if (st == LM_OK) st = lm__record("logsumexp", logsumexp_backward, 1, &x, 1, &y, &n);

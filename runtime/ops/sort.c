@@ -17,9 +17,10 @@ static int order(lm_tensor *x, int dim, int64_t k, bool all, int descending, lm_
     }
     if (st == LM_OK) {
         int64_t rows = lm__rows(dense), width = lm__width(dense), *at = (void *)ids->data;
-        st =
-            all ? lm__kernels(x)->sort(x->dtype, rows, width, descending, NULL, at, dense->data)
-                : lm__kernels(x)->topk(x->dtype, rows, width, k, NULL, at, dense->data);
+        st = all ? lm__ran("sort", lm__kernels(x)->sort(x->dtype, rows, width, descending, NULL,
+                                                        at, dense->data))
+                 : lm__ran("topk", lm__kernels(x)->topk(x->dtype, rows, width, k, NULL, at,
+                                                        dense->data));
     }
     if (st == LM_OK) st = lm_transpose(ids, dim, -1, out);
     lm_grad_set_enabled(before);

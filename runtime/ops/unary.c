@@ -16,8 +16,9 @@ static int unary_backward(lm_node *n) {
     st = lm__tensor_dense(lm__grad(n, 0), like->dtype, &dy);
     if (st == LM_OK) st = lm__tensor_like(like, like->dtype, &dx);
     if (st == LM_OK)
-        st = lm__kernels(like)->unary_bwd((int)n->i[0], like->dtype, like->numel, dx->data,
-                                          dy->data, x ? x->data : NULL, y ? y->data : NULL);
+        st = lm__ran(n->op, lm__kernels(like)->unary_bwd((int)n->i[0], like->dtype, like->numel,
+                                                         dx->data, dy->data, x ? x->data : NULL,
+                                                         y ? y->data : NULL));
     lm_tensor_release(dy);
     if (st == LM_OK) return lm__give(n, 0, dx);
     lm_tensor_release(dx);
@@ -31,7 +32,8 @@ static int unary(const char *name, int op, lm_tensor *x, lm_tensor **out) {
     lm_node *n = NULL;
     st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
-    if (st == LM_OK) st = lm__kernels(x)->unary(op, x->dtype, x->numel, y->data, dense->data);
+    if (st == LM_OK)
+        st = lm__ran(name, lm__kernels(x)->unary(op, x->dtype, x->numel, y->data, dense->data));
     if (st == LM_OK) st = lm__record(name, unary_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK && n) {
         n->i[0] = op;
@@ -74,8 +76,8 @@ static int swiglu_backward(lm_node *n) {
     st = lm__tensor_dense(lm__grad(n, 0), x->dtype, &dy);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &dx);
     if (st == LM_OK)
-        st = lm__kernels(x)->swiglu_bwd(x->dtype, h ? x->numel / (2 * h) : 0, h, dx->data,
-                                        dy->data, x->data);
+        st = lm__ran(n->op, lm__kernels(x)->swiglu_bwd(x->dtype, h ? x->numel / (2 * h) : 0, h,
+                                                       dx->data, dy->data, x->data));
     lm_tensor_release(dy);
     if (st == LM_OK) return lm__give(n, 0, dx);
     lm_tensor_release(dx);
@@ -97,8 +99,8 @@ int lm_swiglu(lm_tensor *x, lm_tensor **out) {
     st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm_tensor_new(x->dtype, x->ndim, shape, &y);
     if (st == LM_OK)
-        st = lm__kernels(x)->swiglu_fwd(x->dtype, h ? x->numel / (2 * h) : 0, h, y->data,
-                                        dense->data);
+        st = lm__ran("swiglu", lm__kernels(x)->swiglu_fwd(x->dtype, h ? x->numel / (2 * h) : 0,
+                                                          h, y->data, dense->data));
     if (st == LM_OK) st = lm__record("swiglu", swiglu_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK) st = lm__save(n, 0, dense);
     lm_tensor_release(dense);
