@@ -15,5 +15,6 @@
 #include "runtime/ops.h"
 #include "runtime/optim.h"
 #include "runtime/data.h"
+#include "runtime/file.h"
 
 #endif
