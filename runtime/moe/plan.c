@@ -6,6 +6,7 @@
  *   4. layout.c orders the rows.
  * The plan of one process takes the same steps, without messages. */
 #include "runtime/moe/plan_impl.h"
+#include "runtime/tensor_impl.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -13,11 +14,16 @@
 #include <string.h>
 
 int lm__plan_array(lm_plan *p, int64_t count, size_t size, void *out) {
-    void *block =
-        p->blocks < LM_PLAN_BLOCKS ? calloc((size_t)(count > 0 ? count : 1), size) : NULL;
-    if (!block) return lm_fail(LM_EOOM, "plan: no memory for %lld entries", (long long)count);
-    p->block[p->blocks++] = block;
-    *(void **)out = block;
+    if (p->blocks == LM_PLAN_BLOCKS) return lm_fail(LM_EINTERNAL, "plan: too many arrays");
+    lm__plan_block *b = &p->block[p->blocks];
+    int before = lm_memory_set_purpose(LM_MEM_EXCHANGE);
+    b->bytes = (count > 0 ? count : 1) * (int64_t)size;
+    int st = lm__memory_alloc(b->bytes, &b->data, &b->purpose);
+    lm_memory_set_purpose(before);
+    if (st != LM_OK) return st;
+    memset(b->data, 0, (size_t)b->bytes);
+    p->blocks++;
+    *(void **)out = b->data;
     return LM_OK;
 }
 
@@ -25,7 +31,8 @@ void lm_plan_retain(lm_plan *p) { p->refs++; }
 
 void lm_plan_release(lm_plan *p) {
     if (!p || --p->refs > 0) return;
-    for (int i = 0; i < p->blocks; i++) free(p->block[i]);
+    for (int i = 0; i < p->blocks; i++)
+        lm__memory_free(p->block[i].data, p->block[i].bytes, p->block[i].purpose);
     lm_group_release(p->expert);
     free(p);
 }

@@ -8,6 +8,12 @@
 
 enum { LM_PLAN_BLOCKS = 20 };
 
+typedef struct lm__plan_block {
+    void *data;
+    int64_t bytes;
+    int purpose;
+} lm__plan_block;
+
 struct lm_plan {
     int refs;
     int64_t tokens, rows, arrivals;
@@ -35,7 +41,7 @@ struct lm_plan {
     lm_group *expert;    /* NULL: this process alone */
 
     int blocks;
-    void *block[LM_PLAN_BLOCKS];
+    lm__plan_block block[LM_PLAN_BLOCKS];
 };
 
 /* What each rank of the data group says first, followed by its routes per expert. */

@@ -60,7 +60,11 @@ function plan.new(o)
     hash = ffi.string(C.lm_plan_hash(p)), mesh = o.mesh }, Plan)
 end
 
-local function result(st)
+-- Calls op; where memory is short, once more after Lua has let go of what it lost. Not over several
+-- ranks: the others would not repeat their part of an exchange.
+local function run(self, op, ...)
+  local st = op(self.pointer, ...)
+  if st == C.LM_EOOM and self.mesh.expert.size == 1 and handle.relieve() then st = op(self.pointer, ...) end
   if st < 0 then status.raise() end
   return handle.own(out[0])
 end
@@ -68,22 +72,22 @@ end
 -- ---- moving tokens -------------------------------------------------------------------------
 
 --- x [tokens, dim] -> [arrivals, dim]: rows in the order of this rank's experts. Differentiable.
-function Plan:dispatch(x) return result(C.lm_moe_dispatch(self.pointer, pointer(x, 'dispatch', 'x'), out)) end
+function Plan:dispatch(x) return run(self, C.lm_moe_dispatch, pointer(x, 'dispatch', 'x'), out) end
 
 --- x [arrivals, in], weight [local experts, out, in], bias [local experts, out] or nil.
 function Plan:linear(x, weight, bias)
-  return result(C.lm_moe_linear(self.pointer, pointer(x, 'experts', 'x'), pointer(weight, 'experts', 'weight'),
-    bias ~= nil and pointer(bias, 'experts', 'bias') or nil, out))
+  return run(self, C.lm_moe_linear, pointer(x, 'experts', 'x'), pointer(weight, 'experts', 'weight'),
+    bias ~= nil and pointer(bias, 'experts', 'bias') or nil, out)
 end
 
 --- x [arrivals, dim], weights [tokens, top_k] -> [tokens, dim].
 function Plan:combine(x, weights)
-  return result(C.lm_moe_combine(self.pointer, pointer(x, 'combine', 'x'), pointer(weights, 'combine', 'weights'), out))
+  return run(self, C.lm_moe_combine, pointer(x, 'combine', 'x'), pointer(weights, 'combine', 'weights'), out)
 end
 
 --- scores [tokens, experts] -> [tokens, top_k]; normalize: 'chosen', 'kept' or false.
 function Plan:weights(scores, normalize)
-  return result(C.lm_moe_weights(self.pointer, pointer(scores, 'weights', 'scores'), NORMALIZE[normalize], out))
+  return run(self, C.lm_moe_weights, pointer(scores, 'weights', 'scores'), NORMALIZE[normalize], out)
 end
 
 -- ---- what it says --------------------------------------------------------------------------

@@ -222,7 +222,37 @@ describe('the MoE layer', function()
     for t = 1, T do assert.near(all[t][3], weights[t][1], 1e-6) end
   end)
 
-  it('shares one expert module between no two sizes: wrong dims are errors', function()
+  it('leaks nothing, whichever allocation fails', function()
+    local C = require 'lumoe.ffi'
+    local layer, x = fixture { capacity = { factor = 0.5 }, balance = { moe.balance.load(1) }, bias = true }
+    local function live()
+      layer.last_plan, x.grad = nil, nil
+      layer:zero_grad()
+      collectgarbage()
+      collectgarbage()
+      return C.lm_memory_live(-1)
+    end
+    local function step()
+      local y, aux = layer(x)
+      local loss = y:square():sum() + aux
+      loss:backward()
+    end
+    lumoe.scope(step)
+    local before, failed = live(), 0
+    for n = 1, 80, 3 do
+      C.lm_test_fail_alloc(n)
+      local ok, message = pcall(lumoe.scope, step)
+      C.lm_test_fail_alloc(0)
+      if not ok then
+        assert.matches('no memory', message)
+        failed = failed + 1
+      end
+      assert.equal(before, live())
+    end
+    assert.is_true(failed > 0)
+  end)
+
+  it('says so when x has another dim', function()
     local layer = fixture()
     assert.error_matches(function() layer(lumoe.zeros(3, DIM + 1)) end, 'x is %[3, 7%] f32, but dim is 6')
   end)

@@ -6,8 +6,10 @@ local random = require 'lumoe.random'
 local dist, moe, nn = lumoe.dist, lumoe.moe, lumoe.nn
 
 local file, ep, router, deal = arg[1], tonumber(arg[2]), arg[3], arg[4]
+local owner = deal == 'mixed' and {} or nil -- experts spread any which way, too
 local BATCH, TIME, DIM, EXPERTS, STEPS = 10, 7, 8, 6, 3
 local rank, size = dist.rank(), dist.world_size()
+for e = 1, owner and EXPERTS or 0 do owner[e] = (e * e) % ep end
 
 local routers = {
   noisy = function() return moe.routers.noisy_top_k { dim = DIM, top_k = 2 } end,
@@ -22,7 +24,7 @@ local Model = nn.class 'Model'
 function Model:init()
   for i = 1, 2 do
     self[i] = moe.Layer { dim = DIM, experts = moe.FFN { experts = EXPERTS, hidden = 12, activation = 'swiglu', bias = true },
-      router = routers[router](), capacity = capacity[router], mesh = dist.mesh { ep = ep },
+      router = routers[router](), capacity = capacity[router], mesh = dist.mesh { ep = ep }, owner = owner,
       balance = { moe.balance.load(0.05), moe.balance.z(0.01), moe.balance.importance(0.02) } }
   end
   self.drop = nn.Dropout(0.2)
@@ -56,11 +58,11 @@ end
 local function mine()
   local rows = {}
   for b = 0, BATCH - 1 do
-    local owner
-    if deal == 'even' then owner = math.floor(b * size / BATCH)
-    elseif deal == 'uneven' then owner = size == 1 and 0 or math.max(1, size - 1 - math.floor(b / 7))
-    else owner = (b * 7 + 3) % size end
-    if owner == rank then rows[#rows + 1] = b end
+    local holder
+    if deal == 'even' then holder = math.floor(b * size / BATCH)
+    elseif deal == 'uneven' then holder = size == 1 and 0 or math.max(1, size - 1 - math.floor(b / 7))
+    else holder = (b * 7 + 3) % size end
+    if holder == rank then rows[#rows + 1] = b end
   end
   return rows
 end
