@@ -2,7 +2,8 @@
  * and a counter. Number i of a sequence is lane i % 4 of counter i / 4, so any thread or rank
  * can make any part of it, in any order.
  *
- * A sequence is (seed, stream): the seed is the key, the stream the upper half of the counter. */
+ * A sequence is (seed, stream): the seed is the key, the stream the upper half of the counter.
+ */
 #ifndef LM_PHILOX_H
 #define LM_PHILOX_H
 

@@ -41,7 +41,8 @@ static void read_tile(const lm_attention *p, float *tile, int64_t ld, int64_t pa
         for (int64_t j = 0; j < p->dim && by != 1.0f; j++) to[j] *= by;
         for (int64_t j = p->dim; j < ld; j++) to[j] = 0;
     }
-    if (padded > rows) memset(tile + rows * ld, 0, (size_t)((padded - rows) * ld) * sizeof *tile);
+    if (padded > rows)
+        memset(tile + rows * ld, 0, (size_t)((padded - rows) * ld) * sizeof *tile);
 }
 
 static void write_row(const lm_attention *p, void *x, int64_t at, const float *row) {
@@ -50,15 +51,16 @@ static void write_row(const lm_attention *p, void *x, int64_t at, const float *r
 }
 
 /* 0 for a key that may be seen, -inf for a masked one and for padding */
-static void key_bias(const lm_attention *p, float *bias, int64_t b, int64_t keys, int64_t padded) {
+static void key_bias(const lm_attention *p, float *bias, int64_t b, int64_t keys,
+                     int64_t padded) {
     for (int64_t j = 0; j < padded; j++)
         bias[j] = j < keys && (!p->key_mask || p->key_mask[b * p->tk + j]) ? 0.0f : -INFINITY;
 }
 
 /* One row of scores, of which the first `seen` count: s becomes exp(s - max), the row's maximum
  * and sum move on, and what was summed before must be multiplied by the result. */
-LM_CLONES static float softmax_step(float *s, const float *bias, int64_t seen, int64_t n, float *max,
-                          float *sum) {
+LM_CLONES static float softmax_step(float *s, const float *bias, int64_t seen, int64_t n,
+                                    float *max, float *sum) {
     float m = *max, total = 0;
 #pragma omp simd reduction(max : m)
     for (int64_t j = 0; j < seen; j++) {
@@ -103,7 +105,8 @@ static void read_keys(const lm_attention *p, context *c, int64_t b, int64_t h, c
     for (int64_t j = 0; j < c->padded; j += KEYS) {
         int64_t n = lm__min(KEYS, c->padded - j);
         lm__tile_transpose(c->kt + j * c->ld, KEYS, c->k + j * c->ld, c->ld, n, c->ld);
-        if (c->vt) lm__tile_transpose(c->vt + j * c->ld, KEYS, c->v + j * c->ld, c->ld, n, c->ld);
+        if (c->vt)
+            lm__tile_transpose(c->vt + j * c->ld, KEYS, c->v + j * c->ld, c->ld, n, c->ld);
     }
 }
 
@@ -123,7 +126,8 @@ static void forward_queries(const lm_attention *p, const context *c, float *work
         lm__tile_product(s, KEYS, (lm_tile){qt, ld, 1}, c->kt + j * ld, KEYS, m, n, p->dim, 0);
         for (int64_t r = 0; r < rows; r++) {
             int64_t seen = lm__min(n, visible(p, i0 + r, c->keys) - j);
-            float by = softmax_step(s + r * KEYS, c->bias + j, lm__max(0, seen), n, &max[r], &sum[r]);
+            float by =
+                softmax_step(s + r * KEYS, c->bias + j, lm__max(0, seen), n, &max[r], &sum[r]);
             if (j > 0 && by != 1.0f) scale_row(acc + r * ld, by, ld);
         }
         lm__tile_product(acc, ld, (lm_tile){s, KEYS, 1}, c->v + j * ld, ld, m, ld, n, 1);
@@ -132,7 +136,8 @@ static void forward_queries(const lm_attention *p, const context *c, float *work
         float by = sum[r] > 0 ? 1.0f / sum[r] : 0.0f;
         scale_row(acc + r * ld, by, ld);
         write_row(p, o, b * p->o.batch + h * p->o.head + (i0 + r) * p->o.time, acc + r * ld);
-        lse[(b * p->heads + h) * p->tq + i0 + r] = sum[r] > 0 ? max[r] + logf(sum[r]) : -INFINITY;
+        lse[(b * p->heads + h) * p->tq + i0 + r] =
+            sum[r] > 0 ? max[r] + logf(sum[r]) : -INFINITY;
     }
 }
 
@@ -146,7 +151,8 @@ static float *lay_out(const lm_attention *p, context *c, int64_t work, int64_t c
     c->ld = lm__pad_cols(p->dim);
     int64_t most = lm__pad_cols(p->tk);
     int64_t whole = lm__ceil_div(most, KEYS) * KEYS; /* transposed tiles are KEYS wide */
-    float *buf = lm__scratch(LM_SCRATCH_A, (size_t)(work + copies * whole * c->ld + whole) * sizeof *buf);
+    float *buf = lm__scratch(LM_SCRATCH_A,
+                             (size_t)(work + copies * whole * c->ld + whole) * sizeof *buf);
     if (!buf) return NULL;
     c->k = buf + work;
     c->kt = c->k + whole * c->ld;
@@ -156,8 +162,8 @@ static float *lay_out(const lm_attention *p, context *c, int64_t work, int64_t c
     return buf;
 }
 
-int lm_cpu_attention_fwd(const lm_attention *p, void *o, float *lse, const void *q, const void *k,
-                         const void *v) {
+int lm_cpu_attention_fwd(const lm_attention *p, void *o, float *lse, const void *q,
+                         const void *k, const void *v) {
     if (!lm__is_float(p->dtype)) return LM_KERNEL_EDTYPE;
     if (p->batch * p->heads * p->tq == 0) return LM_KERNEL_OK;
     int threads = threads_for(p), failed = 0;
@@ -186,8 +192,8 @@ int lm_cpu_attention_fwd(const lm_attention *p, void *o, float *lse, const void 
 /* --- backward */
 
 /* s and dp [.., KEYS] become p and ds for the first `seen` columns, 0 beyond */
-LM_CLONES static void backward_row(float *s, float *dp, const float *bias, float lse, float delta,
-                                   int64_t seen, int64_t n) {
+LM_CLONES static void backward_row(float *s, float *dp, const float *bias, float lse,
+                                   float delta, int64_t seen, int64_t n) {
 #pragma omp simd
     for (int64_t j = 0; j < seen; j++) {
         float e = lm__exp(s[j] + bias[j] - lse);
@@ -217,12 +223,12 @@ static void backward_queries(const lm_attention *p, const context *c, const grad
     int64_t rows = lm__min(QUERIES, p->tq - i0), m = lm__pad_rows(rows), ld = c->ld;
     float *q = work, *d_o = q + QUERIES * ld, *dq = d_o + QUERIES * ld, *o = dq;
     float *s = dq + QUERIES * ld, *ds = s + QUERIES * KEYS, lse[QUERIES], delta[QUERIES];
-    read_tile(p, q, ld, m, g->q, b * p->q.batch + h * p->q.head + i0 * p->q.time, p->q.time, rows,
-              (float)p->scale);
+    read_tile(p, q, ld, m, g->q, b * p->q.batch + h * p->q.head + i0 * p->q.time, p->q.time,
+              rows, (float)p->scale);
     read_tile(p, d_o, ld, m, g->d_o, b * p->d_o.batch + h * p->d_o.head + i0 * p->d_o.time,
               p->d_o.time, rows, 1);
-    read_tile(p, o, ld, m, g->o, b * p->o.batch + h * p->o.head + i0 * p->o.time, p->o.time, rows,
-              1);
+    read_tile(p, o, ld, m, g->o, b * p->o.batch + h * p->o.head + i0 * p->o.time, p->o.time,
+              rows, 1);
     for (int64_t r = 0; r < rows; r++) {
         delta[r] = dot_row(d_o + r * ld, o + r * ld, ld);
         lse[r] = g->lse[(b * p->heads + h) * p->tq + i0 + r];
@@ -233,7 +239,8 @@ static void backward_queries(const lm_attention *p, const context *c, const grad
     for (int64_t j = 0; j < end; j += KEYS) {
         int64_t n = lm__min(KEYS, c->padded - j);
         lm__tile_product(s, KEYS, (lm_tile){q, ld, 1}, c->kt + j * ld, KEYS, m, n, p->dim, 0);
-        lm__tile_product(ds, KEYS, (lm_tile){d_o, ld, 1}, c->vt + j * ld, KEYS, m, n, p->dim, 0);
+        lm__tile_product(ds, KEYS, (lm_tile){d_o, ld, 1}, c->vt + j * ld, KEYS, m, n, p->dim,
+                         0);
         for (int64_t r = 0; r < m; r++) {
             int64_t seen = r < rows ? lm__min(n, visible(p, i0 + r, c->keys) - j) : 0;
             if (r < rows && lse[r] == -INFINITY) seen = 0;
@@ -246,7 +253,8 @@ static void backward_queries(const lm_attention *p, const context *c, const grad
     }
     for (int64_t r = 0; r < rows; r++) {
         scale_row(dq + r * ld, (float)p->scale, ld);
-        write_row(p, g->dq, b * p->dq.batch + h * p->dq.head + (i0 + r) * p->dq.time, dq + r * ld);
+        write_row(p, g->dq, b * p->dq.batch + h * p->dq.head + (i0 + r) * p->dq.time,
+                  dq + r * ld);
     }
 }
 
@@ -262,8 +270,8 @@ int lm_cpu_attention_bwd(const lm_attention *p, void *dq, void *dk, void *dv, co
         int64_t ld = lm__pad_cols(p->dim), sums = lm__pad_cols(p->tk) * ld;
         int64_t tiles = QUERIES * (3 * ld + 2 * KEYS);
         float *work = lay_out(p, &c, tiles + 2 * sums, 4);
-        gradients g = {q, o, d_o, lse, dq, work ? work + tiles : NULL,
-                       work ? work + tiles + sums : NULL};
+        gradients g = {
+            q, o, d_o, lse, dq, work ? work + tiles : NULL, work ? work + tiles + sums : NULL};
         failed = !work;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t t = 0; t < p->batch * p->kv_heads; t++) {
@@ -277,8 +285,10 @@ int lm_cpu_attention_bwd(const lm_attention *p, void *dq, void *dk, void *dv, co
                 for (int64_t i = 0; i < p->tq; i += QUERIES)
                     backward_queries(p, &c, &g, work, b, h, i);
             for (int64_t j = 0; j < p->tk; j++) { /* beyond the last key: zeros */
-                write_row(p, dk, b * p->dk.batch + kh * p->dk.head + j * p->dk.time, g.dk + j * ld);
-                write_row(p, dv, b * p->dv.batch + kh * p->dv.head + j * p->dv.time, g.dv + j * ld);
+                write_row(p, dk, b * p->dk.batch + kh * p->dk.head + j * p->dk.time,
+                          g.dk + j * ld);
+                write_row(p, dv, b * p->dv.batch + kh * p->dv.head + j * p->dv.time,
+                          g.dv + j * ld);
             }
         }
     }

@@ -9,33 +9,33 @@
 /* as, bs: 1 for an array, 0 for a constant */
 typedef void loop_fn(void *out, const void *a, int as, const void *b, int bs, int64_t n);
 
-#define LOOP(name, O, T, EXPR)                                                                   \
-    LM_CLONES static void name(void *out, const void *pa, int as, const void *pb, int bs,        \
-                               int64_t n) {                                                      \
-        O *o = out;                                                                              \
-        const T *xa = pa, *xb = pb;                                                              \
-        if (as && bs) {                                                                          \
-            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                \
-                T a = xa[i], b = xb[i];                                                          \
-                o[i] = (O)(EXPR);                                                                \
-            }                                                                                    \
-        } else if (as) {                                                                         \
-            T b = xb[0];                                                                         \
-            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                \
-                T a = xa[i];                                                                     \
-                o[i] = (O)(EXPR);                                                                \
-            }                                                                                    \
-        } else if (bs) {                                                                         \
-            T a = xa[0];                                                                         \
-            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                \
-                T b = xb[i];                                                                     \
-                o[i] = (O)(EXPR);                                                                \
-            }                                                                                    \
-        } else {                                                                                 \
-            T a = xa[0], b = xb[0];                                                              \
-            O v = (O)(EXPR);                                                                     \
-            for (int64_t i = 0; i < n; i++) o[i] = v;                                            \
-        }                                                                                        \
+#define LOOP(name, O, T, EXPR)                                                                 \
+    LM_CLONES static void name(void *out, const void *pa, int as, const void *pb, int bs,      \
+                               int64_t n) {                                                    \
+        O *o = out;                                                                            \
+        const T *xa = pa, *xb = pb;                                                            \
+        if (as && bs) {                                                                        \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                              \
+                T a = xa[i], b = xb[i];                                                        \
+                o[i] = (O)(EXPR);                                                              \
+            }                                                                                  \
+        } else if (as) {                                                                       \
+            T b = xb[0];                                                                       \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                              \
+                T a = xa[i];                                                                   \
+                o[i] = (O)(EXPR);                                                              \
+            }                                                                                  \
+        } else if (bs) {                                                                       \
+            T a = xa[0];                                                                       \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                              \
+                T b = xb[i];                                                                   \
+                o[i] = (O)(EXPR);                                                              \
+            }                                                                                  \
+        } else {                                                                               \
+            T a = xa[0], b = xb[0];                                                            \
+            O v = (O)(EXPR);                                                                   \
+            for (int64_t i = 0; i < n; i++) o[i] = v;                                          \
+        }                                                                                      \
     }
 
 /* As PyTorch: maximum and minimum pass a NaN on. Integer division truncates; by 0 it is 0. */
@@ -75,12 +75,12 @@ LOOP(max_i64, int64_t, int64_t, a > b ? a : b)
 LOOP(min_i64, int64_t, int64_t, a < b ? a : b)
 LOOP(pow_i64, int64_t, int64_t, power(a, b))
 
-#define COMPARISONS(T, suffix)                                                                   \
-    LOOP(eq_##suffix, uint8_t, T, a == b)                                                        \
-    LOOP(ne_##suffix, uint8_t, T, a != b)                                                        \
-    LOOP(lt_##suffix, uint8_t, T, a < b)                                                         \
-    LOOP(le_##suffix, uint8_t, T, a <= b)                                                        \
-    LOOP(gt_##suffix, uint8_t, T, a > b)                                                         \
+#define COMPARISONS(T, suffix)                                                                 \
+    LOOP(eq_##suffix, uint8_t, T, a == b)                                                      \
+    LOOP(ne_##suffix, uint8_t, T, a != b)                                                      \
+    LOOP(lt_##suffix, uint8_t, T, a < b)                                                       \
+    LOOP(le_##suffix, uint8_t, T, a <= b)                                                      \
+    LOOP(gt_##suffix, uint8_t, T, a > b)                                                       \
     LOOP(ge_##suffix, uint8_t, T, a >= b)
 COMPARISONS(float, f32)
 COMPARISONS(int32_t, i32)
@@ -107,11 +107,11 @@ static loop_fn *const compare_loops[3][6] = {
 enum { MAX_OPERANDS = 3 };
 
 typedef struct {
-    int ndim;                                          /* outer dims */
-    int64_t shape[LM_KERNEL_MAX_DIMS];                 /* of the outer dims */
-    int64_t stride[MAX_OPERANDS][LM_KERNEL_MAX_DIMS];  /* of each operand there */
-    int64_t inner, step[MAX_OPERANDS];                 /* the row, and the step in it */
-    int64_t total, pieces;                             /* elements; chunks of a row */
+    int ndim;                                         /* outer dims */
+    int64_t shape[LM_KERNEL_MAX_DIMS];                /* of the outer dims */
+    int64_t stride[MAX_OPERANDS][LM_KERNEL_MAX_DIMS]; /* of each operand there */
+    int64_t inner, step[MAX_OPERANDS];                /* the row, and the step in it */
+    int64_t total, pieces;                            /* elements; chunks of a row */
 } plan;
 
 static void make_plan(plan *p, int ndim, const int64_t *shape, int operands,
@@ -225,9 +225,8 @@ static void run(const plan *p, loop_fn *loop, int dtype, int out_dtype, void *ou
             int as, bs;
             const void *pa = operand(dtype, a, c.off[0], p->step[0], c.len, abuf, &as);
             const void *pb = operand(dtype, b, c.off[1], p->step[1], c.len, bbuf, &bs);
-            void *po = out_dtype == LM_BF16
-                           ? (void *)obuf
-                           : (char *)out + (size_t)c.at * lm__size(out_dtype);
+            void *po = out_dtype == LM_BF16 ? (void *)obuf
+                                            : (char *)out + (size_t)c.at * lm__size(out_dtype);
             loop(po, pa, as, pb, bs, c.len);
             if (out_dtype == LM_BF16) lm__to_bf16((uint16_t *)out + c.at, obuf, c.len);
         }
@@ -308,19 +307,19 @@ int lm_cpu_compare_scalar(int op, int dtype, int64_t n, uint8_t *out, const void
 
 /* --- where: bits are moved, so only the size of an element matters */
 
-#define WHERE(T)                                                                                 \
-    LM_CLONES static void where_##T(void *out, const uint8_t *c, int64_t cs, const void *pa,     \
-                                    int64_t as, const void *pb, int64_t bs, int64_t n) {         \
-        T *o = out;                                                                              \
-        const T *a = pa, *b = pb;                                                                \
-        if (cs == 1 && as == 1 && bs == 1)                                                       \
-            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) o[i] = c[i] ? a[i] : b[i];       \
-        else if (cs == 1 && as == 1 && bs == 0)                                                  \
-            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) o[i] = c[i] ? a[i] : b[0];       \
-        else if (cs == 1 && as == 0 && bs == 1)                                                  \
-            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) o[i] = c[i] ? a[0] : b[i];       \
-        else                                                                                     \
-            for (int64_t i = 0; i < n; i++) o[i] = c[i * cs] ? a[i * as] : b[i * bs];            \
+#define WHERE(T)                                                                               \
+    LM_CLONES static void where_##T(void *out, const uint8_t *c, int64_t cs, const void *pa,   \
+                                    int64_t as, const void *pb, int64_t bs, int64_t n) {       \
+        T *o = out;                                                                            \
+        const T *a = pa, *b = pb;                                                              \
+        if (cs == 1 && as == 1 && bs == 1)                                                     \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) o[i] = c[i] ? a[i] : b[i];     \
+        else if (cs == 1 && as == 1 && bs == 0)                                                \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) o[i] = c[i] ? a[i] : b[0];     \
+        else if (cs == 1 && as == 0 && bs == 1)                                                \
+            _Pragma("omp simd") for (int64_t i = 0; i < n; i++) o[i] = c[i] ? a[0] : b[i];     \
+        else                                                                                   \
+            for (int64_t i = 0; i < n; i++) o[i] = c[i * cs] ? a[i * as] : b[i * bs];          \
     }
 WHERE(uint8_t)
 WHERE(uint16_t)

@@ -14,16 +14,17 @@ typedef void row_fn(void *dst, int64_t ds, const void *src, int64_t ss, int64_t 
 #define TO_BF16(v)    lm_f32_to_bf16((float)(v))
 #define IS_NONZERO(v) (uint8_t)((v) != 0)
 
-#define ROW(name, DT, ST, LOAD, STORE)                                                           \
-    LM_CLONES static void name(void *dst, int64_t ds, const void *src, int64_t ss, int64_t n) {  \
-        DT *restrict d = dst;                                                                    \
-        const ST *restrict s = src;                                                              \
-        if (ds == 1 && ss == 1)                                                                  \
-            for (int64_t i = 0; i < n; i++) d[i] = (DT)STORE(LOAD(s[i]));                        \
-        else if (ds == 1 && ss == 0)                                                             \
-            for (int64_t i = 0; i < n; i++) d[i] = (DT)STORE(LOAD(s[0]));                        \
-        else                                                                                     \
-            for (int64_t i = 0; i < n; i++) d[i * ds] = (DT)STORE(LOAD(s[i * ss]));              \
+#define ROW(name, DT, ST, LOAD, STORE)                                                         \
+    LM_CLONES static void name(void *dst, int64_t ds, const void *src, int64_t ss,             \
+                               int64_t n) {                                                    \
+        DT *restrict d = dst;                                                                  \
+        const ST *restrict s = src;                                                            \
+        if (ds == 1 && ss == 1)                                                                \
+            for (int64_t i = 0; i < n; i++) d[i] = (DT)STORE(LOAD(s[i]));                      \
+        else if (ds == 1 && ss == 0)                                                           \
+            for (int64_t i = 0; i < n; i++) d[i] = (DT)STORE(LOAD(s[0]));                      \
+        else                                                                                   \
+            for (int64_t i = 0; i < n; i++) d[i * ds] = (DT)STORE(LOAD(s[i * ss]));            \
     }
 
 ROW(copy1, uint8_t, uint8_t, AS_IS, AS_IS)
@@ -74,7 +75,8 @@ static int normalise(dim *dims, int ndim, const int64_t *shape, const int64_t *d
         if (shape[i] == 1) continue;
         dim d = {shape[i], dst_stride[i], src_stride[i]};
         int j = n++;
-        for (; j > 0 && magnitude(dims[j - 1].dst) < magnitude(d.dst); j--) dims[j] = dims[j - 1];
+        for (; j > 0 && magnitude(dims[j - 1].dst) < magnitude(d.dst); j--)
+            dims[j] = dims[j - 1];
         dims[j] = d;
     }
     int kept = 0;

@@ -34,8 +34,8 @@ LM_CLONES static void to_bf16(uint16_t *restrict dst, const float *restrict src,
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))) static void
 to_bf16_native(uint16_t *dst, const float *src, int64_t n) {
     for (; n >= 32; n -= 32, src += 32, dst += 32)
-        _mm512_storeu_si512(dst, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + 16),
-                                                              _mm512_loadu_ps(src)));
+        _mm512_storeu_si512(
+            dst, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(src + 16), _mm512_loadu_ps(src)));
     for (; n > 0; n--) *dst++ = lm_f32_to_bf16(*src++);
 }
 

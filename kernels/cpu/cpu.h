@@ -73,7 +73,8 @@ void lm__from_bf16(float *dst, const uint16_t *src, int64_t n);
 void lm__to_bf16(uint16_t *dst, const float *src, int64_t n);
 
 /* n elements from number `at` on, to read */
-static inline const float *lm__load(int dtype, const void *x, int64_t at, int64_t n, float *buf) {
+static inline const float *lm__load(int dtype, const void *x, int64_t at, int64_t n,
+                                    float *buf) {
     if (dtype == LM_F32) return (const float *)x + at;
     lm__from_bf16(buf, (const uint16_t *)x + at, n);
     return buf;

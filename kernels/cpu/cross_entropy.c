@@ -77,8 +77,9 @@ int lm_cpu_cross_entropy_fwd(int dtype, int64_t rows, int64_t n, float *loss, fl
         loss[r] = lse[r] = 0;
         if (t == ignore) continue;
         double sum = 0, l = row_lse(dtype, logits, r, n, smoothing > 0 ? &sum : NULL);
-        double x = dtype == LM_F32 ? (double)((const float *)logits)[r * n + t]
-                                   : (double)lm_bf16_to_f32(((const uint16_t *)logits)[r * n + t]);
+        double x = dtype == LM_F32
+                       ? (double)((const float *)logits)[r * n + t]
+                       : (double)lm_bf16_to_f32(((const uint16_t *)logits)[r * n + t]);
         double value = (1 - smoothing) * (l - x) + z_loss * l * l;
         if (smoothing > 0) value += smoothing * (l - sum / (double)n);
         loss[r] = (float)value;
@@ -104,8 +105,11 @@ int lm_cpu_cross_entropy_bwd(int dtype, int64_t rows, int64_t n, void *dlogits,
             float *d = lm__open(dtype, dlogits, at, out);
             if (t == ignore) /* whatever the logits are, inf and NaN too */
                 for (int64_t j = 0; j < len; j++) d[j] = 0;
-            else backward_chunk(d, lm__load(dtype, logits, at, len, in), lse[r], p_scale, flat, len);
-            if (t >= i && t < i + len && t != ignore) d[t - i] -= scale * (float)(1 - smoothing);
+            else
+                backward_chunk(d, lm__load(dtype, logits, at, len, in), lse[r], p_scale, flat,
+                               len);
+            if (t >= i && t < i + len && t != ignore)
+                d[t - i] -= scale * (float)(1 - smoothing);
             lm__close(dtype, dlogits, at, len, d);
         }
     }

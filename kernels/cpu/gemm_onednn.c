@@ -31,7 +31,7 @@ enum {
 typedef struct {
     int64_t batch[3]; /* of A, B, C: 1 broadcasts */
     int64_t m, n, k;
-    int64_t stride[3][3]; /* batch, row, column of each */
+    int64_t stride[3][3];         /* batch, row, column of each */
     int32_t dtype[3], bias_dtype; /* bias_dtype -1: none */
     float alpha, beta;
     int32_t threads;
@@ -118,7 +118,8 @@ static int start(void) {
 #pragma omp critical(lm_onednn)
     if (!engine && !failed) failed = dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success;
     if (failed) return LM_KERNEL_EINTERNAL;
-    if (!stream && dnnl_stream_create(&stream, engine, dnnl_stream_default_flags) != dnnl_success)
+    if (!stream &&
+        dnnl_stream_create(&stream, engine, dnnl_stream_default_flags) != dnnl_success)
         return LM_KERNEL_EINTERNAL;
     return LM_KERNEL_OK;
 }
@@ -136,13 +137,15 @@ static dnnl_data_type_t type_of(int dtype) { return dtype == LM_F32 ? dnnl_f32 :
 
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t desc;
-static int desc_make(desc *d, int n, const dnnl_dims_t dims, int dtype, const dnnl_dims_t stride) {
+static int desc_make(desc *d, int n, const dnnl_dims_t dims, int dtype,
+                     const dnnl_dims_t stride) {
     return dnnl_memory_desc_create_with_strides(d, n, dims, type_of(dtype), stride);
 }
 static void desc_free(desc *d) {
     if (*d) dnnl_memory_desc_destroy(*d);
 }
-static int matmul_make(dnnl_primitive_desc_t *pd, desc *d, desc *bias, dnnl_primitive_attr_t attr) {
+static int matmul_make(dnnl_primitive_desc_t *pd, desc *d, desc *bias,
+                       dnnl_primitive_attr_t attr) {
     return dnnl_matmul_primitive_desc_create(pd, engine, d[0], d[1], bias ? *bias : NULL, d[2],
                                              attr);
 }
@@ -157,11 +160,13 @@ static int add_scale(dnnl_post_ops_t ops, float scale) {
 }
 #else
 typedef dnnl_memory_desc_t desc;
-static int desc_make(desc *d, int n, const dnnl_dims_t dims, int dtype, const dnnl_dims_t stride) {
+static int desc_make(desc *d, int n, const dnnl_dims_t dims, int dtype,
+                     const dnnl_dims_t stride) {
     return dnnl_memory_desc_init_by_strides(d, n, dims, type_of(dtype), stride);
 }
 static void desc_free(desc *d) { (void)d; }
-static int matmul_make(dnnl_primitive_desc_t *pd, desc *d, desc *bias, dnnl_primitive_attr_t attr) {
+static int matmul_make(dnnl_primitive_desc_t *pd, desc *d, desc *bias,
+                       dnnl_primitive_attr_t attr) {
     dnnl_matmul_desc_t op;
     int st = dnnl_matmul_desc_init(&op, &d[0], &d[1], bias, &d[2]);
     if (st == dnnl_success) st = dnnl_primitive_desc_create(pd, &op, attr, engine, NULL);
@@ -323,7 +328,8 @@ static int with_padded_sum(const key *k, void *const data[3], const void *bias) 
     return st == LM_KERNEL_OK ? product(&q, d, bias) : st;
 }
 
-/* One product that oneDNN takes as it is: by a primitive we have, in pieces, or by a new one. */
+/* One product that oneDNN takes as it is: by a primitive we have, in pieces, or by a new one.
+ */
 static int product(const key *k, void *const data[3], const void *bias) {
     entry *e = find(k);
     if (!e) return LM_KERNEL_EOOM;
@@ -398,8 +404,9 @@ static int without_product(int64_t batch, int64_t m, int64_t n, double beta, con
     float *sum = lm__scratch(LM_SCRATCH_C, (size_t)(batch * m * n) * sizeof(float));
     if (!sum) return LM_KERNEL_EOOM;
     float zero = 0;
-    int st = beta != 0 ? lm_cpu_copy_strided(sum, LM_F32, c->data, c->dtype, 3, shape, dense, stride)
-                       : lm_cpu_copy_strided(sum, LM_F32, &zero, LM_F32, 3, shape, dense, none);
+    int st = beta != 0
+                 ? lm_cpu_copy_strided(sum, LM_F32, c->data, c->dtype, 3, shape, dense, stride)
+                 : lm_cpu_copy_strided(sum, LM_F32, &zero, LM_F32, 3, shape, dense, none);
     for (int64_t i = 0; i < batch * m * n; i++) {
         float b = !bias                  ? 0.0f
                   : bias_dtype == LM_F32 ? ((const float *)bias)[i % n]
@@ -425,9 +432,9 @@ static int bias_panel(const void **bias, int *dtype, int64_t n, int input, doubl
     return LM_KERNEL_OK;
 }
 
-int lm_cpu_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, const lm_matrix *a,
-                const lm_matrix *b, double beta, const lm_matrix *c, const void *bias,
-                int bias_dtype) {
+int lm_cpu_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha,
+                const lm_matrix *a, const lm_matrix *b, double beta, const lm_matrix *c,
+                const void *bias, int bias_dtype) {
     if (!lm__is_float(a->dtype) || !lm__is_float(b->dtype) || !lm__is_float(c->dtype))
         return LM_KERNEL_EDTYPE;
     if (batch == 0 || m == 0 || n == 0) return LM_KERNEL_OK;
@@ -479,7 +486,8 @@ int lm_cpu_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha, co
     if (st == LM_KERNEL_OK && aside) {
         const int64_t shape[3] = {batch, m, n}, from[3] = {m * n, n, 1};
         const int64_t to[3] = {out.batch_stride, out.row_stride, out.col_stride};
-        st = lm_cpu_copy_strided(out.data, out.dtype, x[2].data, x[2].dtype, 3, shape, to, from);
+        st =
+            lm_cpu_copy_strided(out.data, out.dtype, x[2].data, x[2].dtype, 3, shape, to, from);
     }
     return st;
 }

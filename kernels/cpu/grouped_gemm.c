@@ -92,9 +92,9 @@ static int weight_group(const void *p, int64_t g, int64_t first, int64_t rows) {
     return lm_cpu_gemm(1, j->k, j->n, rows, 1, &x, &y, j->accumulate, &w, NULL, LM_F32);
 }
 
-int lm_cpu_grouped_gemm_dw(int64_t groups, const int64_t *offset, int64_t n, int64_t k, void *dw,
-                           int dw_dtype, const void *x, int x_dtype, const void *dy, int dy_dtype,
-                           int w_turned, int accumulate) {
+int lm_cpu_grouped_gemm_dw(int64_t groups, const int64_t *offset, int64_t n, int64_t k,
+                           void *dw, int dw_dtype, const void *x, int x_dtype, const void *dy,
+                           int dy_dtype, int w_turned, int accumulate) {
     job j = {.accumulate = accumulate};
     const void *left = w_turned ? dy : x, *right = w_turned ? x : dy;
     j.k = w_turned ? n : k; /* rows of dw as stored */

@@ -20,7 +20,7 @@ int lm_cpu_gather_rows(int dtype, int64_t count, int64_t n, int64_t rows, void *
     *bad = outside(id_dtype, ids, count, -1, rows);
     if (*bad >= 0) return LM_KERNEL_EARG;
     size_t bytes = (size_t)n * lm__size(dtype);
-#pragma omp parallel for schedule(static) num_threads(lm__threads(count * n))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(count *n))
     for (int64_t i = 0; i < count; i++) {
         int64_t id = lm__id(id_dtype, ids, i);
         char *to = (char *)out + (size_t)i * bytes;
@@ -82,7 +82,7 @@ int lm_cpu_gather(int dtype, int64_t outer, int64_t n, int64_t inner, int64_t m,
     *bad = outside(id_dtype, ids, outer * m * inner, 0, n);
     if (*bad >= 0) return LM_KERNEL_EARG;
     size_t size = lm__size(dtype);
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * m * inner))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *m *inner))
     for (int64_t i = 0; i < outer * m; i++)
         for (int64_t j = 0; j < inner; j++) {
             int64_t at = i * inner + j, id = lm__id(id_dtype, ids, at);
@@ -97,12 +97,12 @@ int lm_cpu_gather(int dtype, int64_t outer, int64_t n, int64_t inner, int64_t m,
     return LM_KERNEL_OK;
 }
 
-int lm_cpu_scatter_add(int dtype, int64_t outer, int64_t n, int64_t inner, int64_t m, float *out,
-                       const void *x, int id_dtype, const void *ids, int64_t *bad) {
+int lm_cpu_scatter_add(int dtype, int64_t outer, int64_t n, int64_t inner, int64_t m,
+                       float *out, const void *x, int id_dtype, const void *ids, int64_t *bad) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
     *bad = outside(id_dtype, ids, outer * m * inner, 0, n);
     if (*bad >= 0) return LM_KERNEL_EARG;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * m * inner))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *m *inner))
     for (int64_t o = 0; o < outer; o++)
         for (int64_t i = 0; i < m * inner; i++) {
             int64_t from = o * m * inner + i, id = lm__id(id_dtype, ids, from);
@@ -118,7 +118,7 @@ int lm_cpu_scatter_add(int dtype, int64_t outer, int64_t n, int64_t inner, int64
 int lm_cpu_combine_fwd(int dtype, int64_t tokens, int64_t slots, int64_t dim, void *y,
                        const void *x, const float *weights, const int32_t *inv) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(tokens * slots * dim))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(tokens *slots *dim))
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t j = 0; j < dim; j += LM_CHUNK) {
             float in[LM_CHUNK], out[LM_CHUNK];
@@ -140,7 +140,7 @@ int lm_cpu_combine_bwd(int dtype, int64_t tokens, int64_t slots, int64_t dim, vo
                        float *dweights, const void *dy, const void *x, const float *weights,
                        const int32_t *inv) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(tokens * slots * dim))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(tokens *slots *dim))
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t s = 0; s < slots; s++) {
             int64_t row = inv[t * slots + s];

@@ -82,7 +82,8 @@ LM_CLONES static void backward_row(float *dx, float *dw, float *db, const float 
 
 /* mean == NULL: RMS norm */
 static int forward(int dtype, int64_t rows, int64_t n, void *y, float *mean, float *rstd,
-                   const void *x, const void *weight, const void *bias, int w_dtype, double eps) {
+                   const void *x, const void *weight, const void *bias, int w_dtype,
+                   double eps) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
     int failed = 0;
 #pragma omp parallel num_threads(lm__threads(2 * rows * n)) reduction(| : failed)

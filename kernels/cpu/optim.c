@@ -26,8 +26,10 @@ int lm_cpu_adamw(int64_t n, float *p, uint16_t *copy, const void *g, int g_dtype
                  double weight_decay, int64_t step, double grad_scale) {
     if (!lm__is_float(g_dtype)) return LM_KERNEL_EDTYPE;
     double bias1 = 1 - pow(beta1, (double)step), bias2 = 1 - pow(beta2, (double)step);
-    adamw_step s = {(float)beta1, (float)beta2, (float)(lr / bias1), (float)(1 / sqrt(bias2)),
-                    (float)eps, (float)(1 - lr * weight_decay), (float)grad_scale};
+    adamw_step s = {(float)beta1,        (float)beta2,
+                    (float)(lr / bias1), (float)(1 / sqrt(bias2)),
+                    (float)eps,          (float)(1 - lr * weight_decay),
+                    (float)grad_scale};
 #pragma omp parallel for schedule(static) num_threads(lm__threads(4 * n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
         float buf[LM_CHUNK];
@@ -63,7 +65,8 @@ int lm_cpu_sgd(int64_t n, float *p, uint16_t *copy, const void *g, int g_dtype, 
         float buf[LM_CHUNK];
         int64_t len = lm__min(LM_CHUNK, n - at);
         sgd_chunk(p + at, lm__load(g_dtype, g, at, len, buf), momentum ? momentum + at : NULL,
-                  (float)lr, (float)factor, (float)weight_decay, nesterov, (float)grad_scale, len);
+                  (float)lr, (float)factor, (float)weight_decay, nesterov, (float)grad_scale,
+                  len);
         if (copy) lm__to_bf16(copy + at, p + at, len);
     }
     return LM_KERNEL_OK;
@@ -71,7 +74,8 @@ int lm_cpu_sgd(int64_t n, float *p, uint16_t *copy, const void *g, int g_dtype, 
 
 /* --- Adafactor (Shazeer & Stern 2018): the second moment of a matrix as row times column */
 
-LM_CLONES static float square_both(float *col, const float *g, float scale, float eps, int64_t n) {
+LM_CLONES static float square_both(float *col, const float *g, float scale, float eps,
+                                   int64_t n) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) {
@@ -128,11 +132,12 @@ int lm_cpu_adafactor_update(int64_t rows, int64_t cols, float *p, uint16_t *copy
         for (int64_t i = 0; i < rows; i++)
             for (int64_t j = 0; j < width; j++) {
                 int64_t at = i * width + j;
-                double d = (g_dtype == LM_F32
-                                ? (double)((const float *)g)[at]
-                                : (double)lm_bf16_to_f32(((const uint16_t *)g)[at])) *
-                           grad_scale;
-                double v = cols == 0 ? (double)row[i] : (double)row[i] * (double)col[j] / row_mean;
+                double d =
+                    (g_dtype == LM_F32 ? (double)((const float *)g)[at]
+                                       : (double)lm_bf16_to_f32(((const uint16_t *)g)[at])) *
+                    grad_scale;
+                double v =
+                    cols == 0 ? (double)row[i] : (double)row[i] * (double)col[j] / row_mean;
                 double u = v > 0 ? d / sqrt(v) : 0;
                 if (pass == 0) {
                     squares += u * u;

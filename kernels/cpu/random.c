@@ -8,7 +8,8 @@ LM_CLONES static void philox_blocks(uint32_t *out, uint64_t seed, uint64_t strea
                                     uint64_t block, int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++) {
         uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-        uint32_t c0 = (uint32_t)(block + (uint64_t)b), c1 = (uint32_t)((block + (uint64_t)b) >> 32);
+        uint32_t c0 = (uint32_t)(block + (uint64_t)b),
+                 c1 = (uint32_t)((block + (uint64_t)b) >> 32);
         uint32_t c2 = (uint32_t)stream, c3 = (uint32_t)(stream >> 32);
 #pragma GCC unroll 10
         for (int round = 0; round < 10; round++) {
@@ -34,7 +35,8 @@ static const uint32_t *words(uint32_t *buf, const lm_draw *d, uint64_t i, int64_
     return buf + skip;
 }
 
-LM_CLONES static void uniform_row(float *y, const uint32_t *w, float lo, float width, int64_t n) {
+LM_CLONES static void uniform_row(float *y, const uint32_t *w, float lo, float width,
+                                  int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = lo + width * lm_philox_uniform(w[i]);
 }
 
@@ -60,10 +62,11 @@ static void join_rows(const lm_draw *d, int64_t *rows, int64_t *n, lm_draw *join
 
 typedef struct {
     int dtype, normal;
-    float lo, width;    /* uniform; mean and standard deviation when normal */
+    float lo, width; /* uniform; mean and standard deviation when normal */
 } distribution;
 
-static void fill_chunk(const distribution *how, float *y, const lm_draw *d, uint64_t i, int64_t n) {
+static void fill_chunk(const distribution *how, float *y, const lm_draw *d, uint64_t i,
+                       int64_t n) {
     uint32_t buf[LM_CHUNK + 8];
     const uint32_t *w = words(buf, d, i, n);
     if (!how->normal) {
@@ -87,7 +90,7 @@ static int fill_random(const distribution *how, int64_t rows, int64_t n, void *o
     uint64_t start = draw->row_ids ? 0 : (uint64_t)draw->first * (uint64_t)n;
     join_rows(draw, &rows, &n, &d);
     int64_t pieces = lm__ceil_div(n, LM_CHUNK);
-#pragma omp parallel for schedule(static) num_threads(lm__threads(rows * n))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(rows *n))
     for (int64_t t = 0; t < rows * pieces; t++) {
         float buf[LM_CHUNK];
         int64_t r = t / pieces, j = t % pieces * LM_CHUNK, len = lm__min(LM_CHUNK, n - j);

@@ -12,14 +12,14 @@ enum { LANES = 64 }; /* a contiguous row folds into this many columns first */
 /* acc[j] = acc[j] op x[i][j] for `rows` rows of n, `ld` apart */
 typedef void fold_fn(float *acc, const float *x, int64_t rows, int64_t ld, int64_t n);
 
-#define FOLD(name, EXPR)                                                                         \
-    LM_CLONES static void name(float *restrict acc, const float *restrict xs, int64_t rows,      \
-                               int64_t ld, int64_t n) {                                          \
-        for (int64_t r = 0; r < rows; r++)                                                       \
-            for (int64_t j = 0; j < n; j++) {                                                    \
-                float a = acc[j], x = xs[r * ld + j];                                            \
-                acc[j] = EXPR;                                                                   \
-            }                                                                                    \
+#define FOLD(name, EXPR)                                                                       \
+    LM_CLONES static void name(float *restrict acc, const float *restrict xs, int64_t rows,    \
+                               int64_t ld, int64_t n) {                                        \
+        for (int64_t r = 0; r < rows; r++)                                                     \
+            for (int64_t j = 0; j < n; j++) {                                                  \
+                float a = acc[j], x = xs[r * ld + j];                                          \
+                acc[j] = EXPR;                                                                 \
+            }                                                                                  \
     }
 FOLD(fold_sum, a + x)
 FOLD(fold_max, (x > a || x != x ? x : a))
@@ -87,7 +87,7 @@ static void reduce_rows(int op, int dtype, int64_t outer, int64_t n, void *out, 
             put(out_dtype, out, r, long_row(fold, op, dtype, x, r * n, n) * by);
         return;
     }
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * n))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *n))
     for (int64_t r = 0; r < outer; r++)
         put(out_dtype, out, r, long_row(fold, op, dtype, x, r * n, n) * by);
 }
@@ -99,10 +99,10 @@ static int reduce_columns(int op, int dtype, int64_t outer, int64_t n, int64_t i
     double by = op == LM_MEAN ? 1.0 / (double)n : 1.0;
     fold_fn *fold = fold_of(op);
     int64_t blocks = lm__max(1, lm__ceil_div(n, ROWS));
-    float *part = lm__scratch(LM_SCRATCH_PARTIAL,
-                              (size_t)(outer * blocks * inner) * sizeof(float));
+    float *part =
+        lm__scratch(LM_SCRATCH_PARTIAL, (size_t)(outer * blocks * inner) * sizeof(float));
     if (!part) return LM_KERNEL_EOOM;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * n * inner))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *n *inner))
     for (int64_t t = 0; t < outer * blocks; t++) {
         int64_t first = t % blocks * ROWS, rows = lm__min(ROWS, n - first);
         float *acc = part + t * inner, buf[LM_CHUNK];
@@ -118,7 +118,7 @@ static int reduce_columns(int op, int dtype, int64_t outer, int64_t n, int64_t i
                 fold(acc + j, lm__load(dtype, x, at + r * inner + j, len, buf), 1, len, len);
             }
     }
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * blocks * inner))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *blocks *inner))
     for (int64_t i = 0; i < outer * inner; i++) {
         const float *column = part + i / inner * blocks * inner + i % inner;
         double all = identity(op);
@@ -136,10 +136,10 @@ static int64_t integer(int dtype, const void *x, int64_t i) {
     }
 }
 
-static int reduce_integers(int op, int dtype, int64_t outer, int64_t n, int64_t inner, void *out,
-                           int out_dtype, const void *x) {
+static int reduce_integers(int op, int dtype, int64_t outer, int64_t n, int64_t inner,
+                           void *out, int out_dtype, const void *x) {
     if (op == LM_MEAN || lm__is_float(out_dtype)) return LM_KERNEL_EDTYPE;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * n * inner))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *n *inner))
     for (int64_t i = 0; i < outer * inner; i++) {
         int64_t at = i / inner * n * inner + i % inner;
         int64_t all = op == LM_MAX ? INT64_MIN : op == LM_MIN ? INT64_MAX : 0;
@@ -157,7 +157,8 @@ static int reduce_integers(int op, int dtype, int64_t outer, int64_t n, int64_t 
 int lm_cpu_reduce(int op, int dtype, int64_t outer, int64_t n, int64_t inner, void *out,
                   int out_dtype, const void *x) {
     if (outer == 0 || inner == 0) return LM_KERNEL_OK;
-    if (!lm__is_float(dtype)) return reduce_integers(op, dtype, outer, n, inner, out, out_dtype, x);
+    if (!lm__is_float(dtype))
+        return reduce_integers(op, dtype, outer, n, inner, out, out_dtype, x);
     if (!lm__is_float(out_dtype)) return LM_KERNEL_EDTYPE;
     if (inner > 1) return reduce_columns(op, dtype, outer, n, inner, out, out_dtype, x);
     reduce_rows(op, dtype, outer, n, out, out_dtype, x);
@@ -171,8 +172,8 @@ static int64_t arg_float(int op, int dtype, const void *x, int64_t at, int64_t n
     int64_t arg = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t p = at + i * ld;
-        float v = dtype == LM_F32 ? ((const float *)x)[p]
-                                  : lm_bf16_to_f32(((const uint16_t *)x)[p]);
+        float v =
+            dtype == LM_F32 ? ((const float *)x)[p] : lm_bf16_to_f32(((const uint16_t *)x)[p]);
         if (v != v) return i;
         if (i == 0 || (op == LM_MAX ? v > best : v < best)) best = v, arg = i;
     }
@@ -191,7 +192,8 @@ static int64_t arg_row(int op, int dtype, const void *x, int64_t at, int64_t n) 
     return 0;
 }
 
-static int64_t arg_integer(int op, int dtype, const void *x, int64_t at, int64_t n, int64_t ld) {
+static int64_t arg_integer(int op, int dtype, const void *x, int64_t at, int64_t n,
+                           int64_t ld) {
     int64_t best = 0, arg = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t v = integer(dtype, x, at + i * ld);
@@ -203,7 +205,7 @@ static int64_t arg_integer(int op, int dtype, const void *x, int64_t at, int64_t
 int lm_cpu_argreduce(int op, int dtype, int64_t outer, int64_t n, int64_t inner, int64_t *out,
                      const void *x) {
     if (op != LM_MAX && op != LM_MIN) return LM_KERNEL_EDTYPE;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * n * inner))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *n *inner))
     for (int64_t i = 0; i < outer * inner; i++) {
         int64_t at = i / inner * n * inner + i % inner;
         if (!lm__is_float(dtype)) out[i] = arg_integer(op, dtype, x, at, n, inner);
@@ -215,15 +217,15 @@ int lm_cpu_argreduce(int op, int dtype, int64_t outer, int64_t n, int64_t inner,
 
 /* --- cumsum */
 
-#define CUMSUM(T, ACC, LOAD, STORE)                                                              \
-    {                                                                                            \
-        const T *xs = (const T *)x + at;                                                         \
-        T *ys = (T *)out + at;                                                                   \
-        ACC sum = 0;                                                                             \
-        for (int64_t r = 0; r < n; r++) {                                                        \
-            sum += LOAD(xs[r * inner]);                                                          \
-            ys[r * inner] = STORE(sum);                                                          \
-        }                                                                                        \
+#define CUMSUM(T, ACC, LOAD, STORE)                                                            \
+    {                                                                                          \
+        const T *xs = (const T *)x + at;                                                       \
+        T *ys = (T *)out + at;                                                                 \
+        ACC sum = 0;                                                                           \
+        for (int64_t r = 0; r < n; r++) {                                                      \
+            sum += LOAD(xs[r * inner]);                                                        \
+            ys[r * inner] = STORE(sum);                                                        \
+        }                                                                                      \
     }
 #define TO_F32(v) (float)(v)
 #define TO_BF(v)  lm_f32_to_bf16((float)(v))
@@ -231,9 +233,10 @@ int lm_cpu_argreduce(int op, int dtype, int64_t outer, int64_t n, int64_t inner,
 #define TO_I32(v) (int32_t)(v)
 #define TO_I64(v) (int64_t)(v)
 
-int lm_cpu_cumsum(int dtype, int64_t outer, int64_t n, int64_t inner, void *out, const void *x) {
+int lm_cpu_cumsum(int dtype, int64_t outer, int64_t n, int64_t inner, void *out,
+                  const void *x) {
     if (dtype == LM_U8) return LM_KERNEL_EDTYPE;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(outer * n * inner))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *n *inner))
     for (int64_t i = 0; i < outer * inner; i++) {
         int64_t at = i / inner * n * inner + i % inner;
         switch (dtype) {

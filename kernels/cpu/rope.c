@@ -1,5 +1,5 @@
-/* rope.c - rotary positions (Su et al. 2021): pair i of a head turns by position * base^(-2i/dim).
- * The inverse turn is backward. */
+/* rope.c - rotary positions (Su et al. 2021): pair i of a head turns by position *
+ * base^(-2i/dim). The inverse turn is backward. */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -44,7 +44,7 @@ int lm_cpu_rope(int dtype, int64_t tokens, int64_t heads, int64_t dim, void *y, 
     if (dim > LM_CHUNK || dim % 2) return LM_KERNEL_EARG;
     float sign = inverse ? -1.0f : 1.0f;
     int64_t half = dim / 2;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(tokens * heads * dim))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(tokens *heads *dim))
     for (int64_t t = 0; t < tokens; t++) {
         const float *c = cos_table + position[t] * half, *s = sin_table + position[t] * half;
         for (int64_t h = 0; h < heads; h++) {

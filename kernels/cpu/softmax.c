@@ -47,7 +47,8 @@ LM_CLONES static void softmax_bwd_row(float *dx, const float *dy, const float *y
     for (int64_t i = 0; i < n; i++) dx[i] = y[i] * (dy[i] - dot);
 }
 
-LM_CLONES static void log_softmax_bwd_row(float *dx, const float *dy, const float *y, int64_t n) {
+LM_CLONES static void log_softmax_bwd_row(float *dx, const float *dy, const float *y,
+                                          int64_t n) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) sum += dy[i];

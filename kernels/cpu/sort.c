@@ -30,7 +30,8 @@ static uint64_t key_of(int dtype, const void *x, int64_t i) {
 
 static void move_value(int dtype, void *values, int64_t to, const void *x, int64_t from) {
     size_t size = lm__size(dtype);
-    if (values) memcpy((char *)values + (size_t)to * size, (const char *)x + (size_t)from * size, size);
+    if (values)
+        memcpy((char *)values + (size_t)to * size, (const char *)x + (size_t)from * size, size);
 }
 
 /* Bottom-up merges of a[0..n) through b; the result's place. Equal keys keep their order. */
@@ -54,8 +55,8 @@ static item *merge_sort(item *a, item *b, int64_t n) {
     return a;
 }
 
-int lm_cpu_sort(int dtype, int64_t rows, int64_t n, int descending, void *values, int64_t *index,
-                const void *x) {
+int lm_cpu_sort(int dtype, int64_t rows, int64_t n, int descending, void *values,
+                int64_t *index, const void *x) {
     int failed = 0;
     uint64_t flip = descending ? UINT64_MAX : 0;
 #pragma omp parallel num_threads(lm__threads(8 * rows * n)) reduction(| : failed)
@@ -65,7 +66,8 @@ int lm_cpu_sort(int dtype, int64_t rows, int64_t n, int descending, void *values
         item *buf = lm__scratch(LM_SCRATCH_ROW, (size_t)(2 * n) * sizeof *buf);
         failed = !buf;
         for (; r < end && buf; r++) {
-            for (int64_t i = 0; i < n; i++) buf[i] = (item){key_of(dtype, x, r * n + i) ^ flip, i};
+            for (int64_t i = 0; i < n; i++)
+                buf[i] = (item){key_of(dtype, x, r * n + i) ^ flip, i};
             const item *sorted = merge_sort(buf, buf + n, n);
             for (int64_t i = 0; i < n; i++) {
                 index[r * n + i] = sorted[i].index;
@@ -91,7 +93,8 @@ int lm_cpu_topk(int dtype, int64_t rows, int64_t n, int64_t k, void *values, int
         for (; r < end && best; r++) {
             const item *found = best;
             if (all) {
-                for (int64_t i = 0; i < n; i++) best[i] = (item){~key_of(dtype, x, r * n + i), i};
+                for (int64_t i = 0; i < n; i++)
+                    best[i] = (item){~key_of(dtype, x, r * n + i), i};
                 found = merge_sort(best, best + n, n);
             } else {
                 int64_t have = 0;

@@ -24,11 +24,11 @@ LM_INLINE void block(float *c, int64_t ldc, lm_tile a, const float *b, int64_t l
         p += a.col;
         q += a.col;
     }
-#define STORE(i)                                                                                 \
-    {                                                                                            \
-        vec16 *to = (vec16 *)(c + i * ldc);                                                      \
-        if (accumulate) s##i += *to;                                                             \
-        *to = s##i;                                                                              \
+#define STORE(i)                                                                               \
+    {                                                                                          \
+        vec16 *to = (vec16 *)(c + i * ldc);                                                    \
+        if (accumulate) s##i += *to;                                                           \
+        *to = s##i;                                                                            \
     }
     STORE(0) STORE(1) STORE(2) STORE(3) STORE(4) STORE(5) STORE(6) STORE(7)
 #undef STORE

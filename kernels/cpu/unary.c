@@ -6,19 +6,19 @@ typedef void forward_fn(float *y, const float *x, int64_t n);
 typedef void backward_fn(float *dx, const float *dy, const float *v, int64_t n);
 
 /* FWD in x; BWD the derivative in v, which is x or y as kernels.h says */
-#define UNARY(name, FWD, BWD)                                                                    \
-    LM_CLONES static void name##_fwd(float *ys, const float *xs, int64_t n) {                    \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                    \
-            float x = xs[i];                                                                     \
-            ys[i] = FWD;                                                                         \
-        }                                                                                        \
-    }                                                                                            \
-    LM_CLONES static void name##_bwd(float *dx, const float *dy, const float *vs, int64_t n) {   \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                    \
-            float v = vs[i];                                                                     \
-            (void)v;                                                                             \
-            dx[i] = dy[i] * (BWD);                                                               \
-        }                                                                                        \
+#define UNARY(name, FWD, BWD)                                                                  \
+    LM_CLONES static void name##_fwd(float *ys, const float *xs, int64_t n) {                  \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                  \
+            float x = xs[i];                                                                   \
+            ys[i] = FWD;                                                                       \
+        }                                                                                      \
+    }                                                                                          \
+    LM_CLONES static void name##_bwd(float *dx, const float *dy, const float *vs, int64_t n) { \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                  \
+            float v = vs[i];                                                                   \
+            (void)v;                                                                           \
+            dx[i] = dy[i] * (BWD);                                                             \
+        }                                                                                      \
     }
 
 LM_INLINE float gelu_tanh_inner(float x) { return 0.797884561f * (x + 0.044715f * x * x * x); }
@@ -38,22 +38,22 @@ UNARY(log, lm__log(x), 1.0f / v)
 UNARY(sqrt, sqrtf(x), 0.5f / v)
 UNARY(rsqrt, 1.0f / sqrtf(x), -0.5f * v * v * v)
 UNARY(abs, fabsf(x), (v > 0.0f ? 1.0f : v < 0.0f ? -1.0f : v))
-UNARY(relu, x < 0.0f ? 0.0f : x, v > 0.0f ? 1.0f : 0.0f)
-UNARY(gelu, x * lm__normal_cdf(x), lm__normal_cdf(v) + v * lm__normal_pdf(v))
+UNARY(relu, x<0.0f ? 0.0f : x, v> 0.0f ? 1.0f : 0.0f)
+UNARY(gelu, x *lm__normal_cdf(x), lm__normal_cdf(v) + v * lm__normal_pdf(v))
 UNARY(gelu_tanh, 0.5f * x * (1.0f + lm__tanh(gelu_tanh_inner(x))), gelu_tanh_slope(v))
-UNARY(silu, x * lm__sigmoid(x), silu_slope(v))
+UNARY(silu, x *lm__sigmoid(x), silu_slope(v))
 UNARY(tanh, lm__tanh(x), 1.0f - v * v)
-UNARY(sigmoid, lm__sigmoid(x), v * (1.0f - v))
-UNARY(square, x * x, 2.0f * v)
-UNARY(reciprocal, 1.0f / x, -v * v)
+UNARY(sigmoid, lm__sigmoid(x), v *(1.0f - v))
+UNARY(square, x *x, 2.0f * v)
+UNARY(reciprocal, 1.0f / x, -v *v)
 
 /* sin and cos come from the C library: rare, and exact for large arguments there */
-#define UNARY_LIBM(name, FWD, BWD)                                                               \
-    static void name##_fwd(float *ys, const float *xs, int64_t n) {                              \
-        for (int64_t i = 0; i < n; i++) ys[i] = FWD(xs[i]);                                      \
-    }                                                                                            \
-    static void name##_bwd(float *dx, const float *dy, const float *vs, int64_t n) {             \
-        for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * (BWD(vs[i]));                            \
+#define UNARY_LIBM(name, FWD, BWD)                                                             \
+    static void name##_fwd(float *ys, const float *xs, int64_t n) {                            \
+        for (int64_t i = 0; i < n; i++) ys[i] = FWD(xs[i]);                                    \
+    }                                                                                          \
+    static void name##_bwd(float *dx, const float *dy, const float *vs, int64_t n) {           \
+        for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * (BWD(vs[i]));                          \
     }
 UNARY_LIBM(sin, sinf, cosf)
 UNARY_LIBM(cos, cosf, -sinf)
@@ -171,7 +171,7 @@ LM_CLONES static void swiglu_bwd_row(float *dg, float *du, const float *dy, cons
 
 int lm_cpu_swiglu_fwd(int dtype, int64_t rows, int64_t h, void *y, const void *x) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(rows * h))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(rows *h))
     for (int64_t r = 0; r < rows; r++)
         for (int64_t at = 0; at < h; at += LM_CHUNK) {
             float g[LM_CHUNK], u[LM_CHUNK], out[LM_CHUNK];
@@ -186,7 +186,7 @@ int lm_cpu_swiglu_fwd(int dtype, int64_t rows, int64_t h, void *y, const void *x
 int lm_cpu_swiglu_bwd(int dtype, int64_t rows, int64_t h, void *dx, const void *dy,
                       const void *x) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
-#pragma omp parallel for schedule(static) num_threads(lm__threads(rows * h))
+#pragma omp parallel for schedule(static) num_threads(lm__threads(rows *h))
     for (int64_t r = 0; r < rows; r++)
         for (int64_t at = 0; at < h; at += LM_CHUNK) {
             float g[LM_CHUNK], u[LM_CHUNK], d[LM_CHUNK], dg[LM_CHUNK], du[LM_CHUNK];

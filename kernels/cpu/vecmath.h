@@ -67,9 +67,9 @@ LM_INLINE float lm__log(float x) {
     y = y + fe * -2.12194440e-4f;
     y = y - 0.5f * z;
     float r = m + y + fe * 0.693359375f;
-    r = x > 3.40282347e38f ? x : r;    /* inf */
+    r = x > 3.40282347e38f ? x : r; /* inf */
     r = x == 0.0f ? -INFINITY : r;
-    r = x >= 0.0f ? r : NAN;           /* negative, NaN */
+    r = x >= 0.0f ? r : NAN; /* negative, NaN */
     return r;
 }
 

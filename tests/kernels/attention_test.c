@@ -1,5 +1,5 @@
-/* attention_test.c - against the T x T formula in double: causal, padded, cached, grouped heads,
- * any strides; gradients from the formula's own derivative. */
+/* attention_test.c - against the T x T formula in double: causal, padded, cached, grouped
+ * heads, any strides; gradients from the formula's own derivative. */
 #include "tests/kernels/check.h"
 
 typedef struct {
@@ -17,18 +17,35 @@ static int64_t where(lm_heads s, int64_t b, int64_t h, int64_t t) {
 
 static void attention_case(shape s) {
     int64_t nq = s.b * s.tq * s.h * s.d, nk = s.b * s.tk * s.kvh * s.d;
-    void *q = random_array(s.dtype, nq), *k = random_array(s.dtype, nk), *v = random_array(s.dtype, nk);
+    void *q = random_array(s.dtype, nq), *k = random_array(s.dtype, nk),
+         *v = random_array(s.dtype, nk);
     void *o = array(s.dtype, nq), *d_o = random_array(s.dtype, nq);
-    void *dq = random_array(s.dtype, nq), *dk = random_array(s.dtype, nk), *dv = random_array(s.dtype, nk);
+    void *dq = random_array(s.dtype, nq), *dk = random_array(s.dtype, nk),
+         *dv = random_array(s.dtype, nk);
     float *lse = array(LM_F32, s.b * s.h * s.tq);
     uint8_t *mask = array(LM_U8, s.b * s.tk);
-    for (int64_t i = 0; i < s.b * s.tk; i++) /* padding at the end, and one hole; b = 1: nothing */
+    for (int64_t i = 0; i < s.b * s.tk;
+         i++) /* padding at the end, and one hole; b = 1: nothing */
         mask[i] = i % s.tk < s.tk - (i / s.tk) * 2 && i % s.tk != 1 && i / s.tk != 1;
     lm_heads lq = layout(s.tq, s.h, s.d), lk = layout(s.tk, s.kvh, s.d);
-    lm_attention p = {.dtype = s.dtype, .causal = s.causal, .batch = s.b, .heads = s.h,
-                      .tq = s.tq, .tk = s.tk, .kv_heads = s.kvh, .dim = s.d, .scale = 0.4,
-                      .key_mask = s.mask ? mask : NULL, .q = lq, .k = lk, .v = lk, .o = lq,
-                      .dq = lq, .dk = lk, .dv = lk, .d_o = lq};
+    lm_attention p = {.dtype = s.dtype,
+                      .causal = s.causal,
+                      .batch = s.b,
+                      .heads = s.h,
+                      .tq = s.tq,
+                      .tk = s.tk,
+                      .kv_heads = s.kvh,
+                      .dim = s.d,
+                      .scale = 0.4,
+                      .key_mask = s.mask ? mask : NULL,
+                      .q = lq,
+                      .k = lk,
+                      .v = lk,
+                      .o = lq,
+                      .dq = lq,
+                      .dk = lk,
+                      .dv = lk,
+                      .d_o = lq};
     int failed = check_failures;
     ok(lm_cpu_attention_fwd(&p, o, lse, q, k, v));
     ok(lm_cpu_attention_bwd(&p, dq, dk, dv, d_o, q, k, v, o, lse));
@@ -43,8 +60,10 @@ static void attention_case(shape s) {
                 for (int64_t j = 0; j < s.tk; j++) {
                     double dot = 0;
                     for (int64_t c = 0; c < s.d; c++)
-                        dot += get(s.dtype, q, at + c) * get(s.dtype, k, where(lk, b, kh, j) + c);
-                    int seen = (!s.causal || j <= i + s.tk - s.tq) && (!s.mask || mask[b * s.tk + j]);
+                        dot +=
+                            get(s.dtype, q, at + c) * get(s.dtype, k, where(lk, b, kh, j) + c);
+                    int seen =
+                        (!s.causal || j <= i + s.tk - s.tq) && (!s.mask || mask[b * s.tk + j]);
                     pr[j] = seen ? exp(p.scale * dot) : 0;
                     sum += pr[j];
                 }
@@ -70,26 +89,29 @@ static void attention_case(shape s) {
                         wv[kj + c] += pr[j] * get(s.dtype, d_o, at + c);
                     }
                 }
-                for (int64_t c = 0; c < s.d; c++) near(get(s.dtype, dq, at + c), wq[c], 10 * epsilon(s.dtype));
+                for (int64_t c = 0; c < s.d; c++)
+                    near(get(s.dtype, dq, at + c), wq[c], 10 * epsilon(s.dtype));
             }
     for (int64_t i = 0; i < nk; i++) {
         near(get(s.dtype, dk, i), wk[i], 20 * epsilon(s.dtype));
         near(get(s.dtype, dv, i), wv[i], 20 * epsilon(s.dtype));
     }
     if (check_failures > failed)
-        check_case("^ dtype %d causal %d mask %d b %d h %d/%d tq %d tk %d d %d", s.dtype, s.causal,
-                   s.mask, (int)s.b, (int)s.h, (int)s.kvh, (int)s.tq, (int)s.tk, (int)s.d);
+        check_case("^ dtype %d causal %d mask %d b %d h %d/%d tq %d tk %d d %d", s.dtype,
+                   s.causal, s.mask, (int)s.b, (int)s.h, (int)s.kvh, (int)s.tq, (int)s.tk,
+                   (int)s.d);
     free(q), free(k), free(v), free(o), free(d_o), free(dq), free(dk), free(dv), free(lse);
     free(mask), free(wk), free(wv), free(pr), free(dp), free(wq);
 }
 
 TEST(test_attention) {
-    const int64_t lengths[][2] = {{1, 1}, {3, 3}, {17, 17}, {33, 20}, {64, 64}, {1, 70}, {5, 130},
-                                  {100, 100}, {40, 7}, {0, 5}, {5, 0}};
+    const int64_t lengths[][2] = {{1, 1},   {3, 3},     {17, 17}, {33, 20}, {64, 64}, {1, 70},
+                                  {5, 130}, {100, 100}, {40, 7},  {0, 5},   {5, 0}};
     for (int dtype = LM_F32; dtype <= LM_BF16; dtype++)
         for (int flags = 0; flags < 4; flags++)
             for (size_t l = 0; l < sizeof lengths / sizeof lengths[0]; l++) {
-                shape s = {dtype, flags & 1, flags >> 1, 3, 4, 4, lengths[l][0], lengths[l][1], 8};
+                shape s = {dtype, flags & 1,     flags >> 1,    3, 4,
+                           4,     lengths[l][0], lengths[l][1], 8};
                 attention_case(s);
                 s.kvh = 2, s.d = 40, s.b = 2;
                 attention_case(s);

@@ -53,8 +53,9 @@ static inline void *random_array(int dtype, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         double u = random_uniform();
         set(dtype, x, i,
-            dtype == LM_U8 ? (double)(u < 0.5)
-                           : dtype <= LM_BF16 ? 4 * u - 2 : floor(19 * u) - 9);
+            dtype == LM_U8     ? (double)(u < 0.5)
+            : dtype <= LM_BF16 ? 4 * u - 2
+                               : floor(19 * u) - 9);
     }
     return x;
 }

@@ -29,11 +29,13 @@ static void copy_case(int to, int from, const int64_t shape[3], const int order_
 
 TEST(test_copy) {
     const int orders[][3] = {{0, 1, 2}, {0, 2, 1}, {2, 1, 0}, {1, 0, 2}, {1, 2, 0}};
-    const int64_t shapes[][3] = {{2, 3, 4}, {1, 37, 41}, {3, 70, 33}, {0, 2, 2}, {5, 1, 1}, {2, 130, 140}};
+    const int64_t shapes[][3] = {{2, 3, 4}, {1, 37, 41}, {3, 70, 33},
+                                 {0, 2, 2}, {5, 1, 1},   {2, 130, 140}};
     for (int to = 0; to < LM_DTYPES; to++)
         for (int from = 0; from < LM_DTYPES; from++)
             for (int s = 0; s < 6; s++)
-                for (int o = 0; o < 5; o++) copy_case(to, from, shapes[s], orders[0], orders[o]);
+                for (int o = 0; o < 5; o++)
+                    copy_case(to, from, shapes[s], orders[0], orders[o]);
     copy_case(LM_F32, LM_F32, shapes[5], orders[2], orders[1]);
     const int64_t shape[2] = {300, 170}, to[2] = {170, 1}, row[2] = {0, 1}, column[2] = {1, 0};
     float *src = random_array(LM_F32, 300), *dst = array(LM_F32, 300 * 170);

@@ -1,17 +1,24 @@
-/* cross_entropy_test.c - the loss in PyTorch's terms, with smoothing, z-loss and ignored rows. */
+/* cross_entropy_test.c - the loss in PyTorch's terms, with smoothing, z-loss and ignored rows.
+ */
 #include "tests/kernels/check.h"
 
-static void loss_case(int dtype, int64_t rows, int64_t n, double smoothing, double z, int in_place) {
+static void loss_case(int dtype, int64_t rows, int64_t n, double smoothing, double z,
+                      int in_place) {
     void *x = random_array(dtype, rows * n), *dx = array(dtype, rows * n);
     int64_t *t = array(LM_I64, rows), bad;
-    float *loss = array(LM_F32, rows), *lse = array(LM_F32, rows), *scale = random_array(LM_F32, rows);
+    float *loss = array(LM_F32, rows), *lse = array(LM_F32, rows),
+          *scale = random_array(LM_F32, rows);
     for (int64_t r = 0; r < rows; r++) t[r] = r % 5 == 2 ? -100 : (r * 7919 + n - 1) % n;
-    ok(lm_cpu_cross_entropy_fwd(dtype, rows, n, loss, lse, x, t, LM_I64, -100, smoothing, z, &bad));
+    ok(lm_cpu_cross_entropy_fwd(dtype, rows, n, loss, lse, x, t, LM_I64, -100, smoothing, z,
+                                &bad));
     void *to = dx;
     if (in_place) {
         memcpy(dx, x, (size_t)(rows * n) * size_of(dtype));
-        ok(lm_cpu_cross_entropy_bwd(dtype, rows, n, dx, dx, lse, t, LM_I64, -100, smoothing, z, scale));
-    } else ok(lm_cpu_cross_entropy_bwd(dtype, rows, n, to, x, lse, t, LM_I64, -100, smoothing, z, scale));
+        ok(lm_cpu_cross_entropy_bwd(dtype, rows, n, dx, dx, lse, t, LM_I64, -100, smoothing, z,
+                                    scale));
+    } else
+        ok(lm_cpu_cross_entropy_bwd(dtype, rows, n, to, x, lse, t, LM_I64, -100, smoothing, z,
+                                    scale));
     for (int64_t r = 0; r < rows; r++) {
         double sum = 0, mean = 0;
         for (int64_t i = 0; i < n; i++) {
@@ -20,12 +27,14 @@ static void loss_case(int dtype, int64_t rows, int64_t n, double smoothing, doub
         }
         double l = log(sum), want = 0;
         if (t[r] >= 0)
-            want = (1 - smoothing) * (l - get(dtype, x, r * n + t[r])) + smoothing * (l - mean) + z * l * l;
+            want = (1 - smoothing) * (l - get(dtype, x, r * n + t[r])) +
+                   smoothing * (l - mean) + z * l * l;
         near((double)loss[r], want, 2e-6);
         for (int64_t i = 0; i < n; i++) {
             double p = exp(get(dtype, x, r * n + i)) / sum, d = 0;
             if (t[r] >= 0)
-                d = (double)scale[r] * (p * (1 + 2 * z * l) - (1 - smoothing) * (i == t[r]) - smoothing / (double)n);
+                d = (double)scale[r] * (p * (1 + 2 * z * l) - (1 - smoothing) * (i == t[r]) -
+                                        smoothing / (double)n);
             near(get(dtype, dx, r * n + i), d, epsilon(dtype));
         }
     }
@@ -44,6 +53,7 @@ TEST(test_cross_entropy) {
     float x[6] = {0}, loss[2], lse[2];
     const int32_t t[2] = {1, 3};
     int64_t bad;
-    near(lm_cpu_cross_entropy_fwd(LM_F32, 2, 3, loss, lse, x, t, LM_I32, -1, 0, 0, &bad), LM_KERNEL_EARG, 0);
+    near(lm_cpu_cross_entropy_fwd(LM_F32, 2, 3, loss, lse, x, t, LM_I32, -1, 0, 0, &bad),
+         LM_KERNEL_EARG, 0);
     near((double)bad, 1, 0);
 }

@@ -163,7 +163,8 @@ static void broadcast_case(int dtype, const int64_t shape[3], int lacks_a, int l
         int64_t k = i % shape[2], j = i / shape[2] % shape[1], h = i / shape[2] / shape[1];
         near(get(dtype, out, i),
              cond[j] ? get(dtype, a, h * sa[0] + j * sa[1] + k * sa[2])
-                     : get(dtype, b, h * sb[0] + j * sb[1] + k * sb[2]), 0);
+                     : get(dtype, b, h * sb[0] + j * sb[1] + k * sb[2]),
+             0);
     }
     free(a), free(b), free(out), free(truth), free(cond);
 }
@@ -177,8 +178,8 @@ static void scalar_case(int dtype, int64_t n) {
             for (int64_t i = 0; i < n; i++) {
                 double v = get(dtype, a, i);
                 if (op == LM_DIV && reversed && fabs(v) < 1e-2) continue;
-                near(get(dtype, out, i), reversed ? binary_ref(op, dtype, 3, v)
-                                                  : binary_ref(op, dtype, v, 3),
+                near(get(dtype, out, i),
+                     reversed ? binary_ref(op, dtype, 3, v) : binary_ref(op, dtype, v, 3),
                      epsilon(dtype));
             }
         }
@@ -206,7 +207,8 @@ static void swiglu_case(int dtype, int64_t rows, int64_t h) {
 static void clamp_axpy_case(int dtype, int64_t n) {
     void *x = random_array(dtype, n), *y = array(dtype, n), *dy = random_array(dtype, n);
     ok(lm_cpu_clamp(dtype, n, y, x, -0.5, 1));
-    for (int64_t i = 0; i < n; i++) near(get(dtype, y, i), fmin(1, fmax(-0.5, get(dtype, x, i))), 0);
+    for (int64_t i = 0; i < n; i++)
+        near(get(dtype, y, i), fmin(1, fmax(-0.5, get(dtype, x, i))), 0);
     ok(lm_cpu_clamp_bwd(dtype, n, y, dy, x, -0.5, 1));
     for (int64_t i = 0; i < n; i++) {
         double v = get(dtype, x, i);
@@ -236,7 +238,8 @@ TEST(test_elementwise) {
     accuracy(LM_TANH, -10, 10, 3);
     accuracy(LM_SIGMOID, -40, 40, 3);
     special_values();
-    const int64_t shapes[][3] = {{2, 3, 5}, {1, 1, 1}, {0, 3, 5}, {4, 1, 17}, {3, 5, 1300}, {70, 90, 11}};
+    const int64_t shapes[][3] = {{2, 3, 5},  {1, 1, 1},    {0, 3, 5},
+                                 {4, 1, 17}, {3, 5, 1300}, {70, 90, 11}};
     for (int dtype = 0; dtype < LM_DTYPES; dtype++) {
         for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
             broadcast_case(dtype, shapes[s], 0, 0, 0);

@@ -48,8 +48,8 @@ static void run_case(const gemm_case *g) {
     }
     if (check_failures > failed)
         check_case("^ batch %d m %d n %d k %d dtypes %d%d%d layouts %d%d%d beta %g bias %d",
-                   (int)g->batch, (int)g->m, (int)g->n, (int)g->k, g->a, g->b, g->c, g->la, g->lb,
-                   g->lc, g->beta, g->bias);
+                   (int)g->batch, (int)g->m, (int)g->n, (int)g->k, g->a, g->b, g->c, g->la,
+                   g->lb, g->lc, g->beta, g->bias);
     free(a.data), free(b.data), free(c.data), free(before.data), free(bias);
 }
 
@@ -59,8 +59,9 @@ TEST(test_gemm) {
         for (int m = 0; m < 5; m++)
             for (int n = 0; n < 5; n++)
                 for (int k = 0; k < 5; k++) {
-                    gemm_case g = {1, edge[m], edge[n], edge[k], dtype & 1, dtype & 1,
-                                   dtype >> 1, 0, 0, 0, 1, 0, -1, 0};
+                    gemm_case g = {1,         edge[m],    edge[n], edge[k], dtype & 1,
+                                   dtype & 1, dtype >> 1, 0,       0,       0,
+                                   1,         0,          -1,      0};
                     run_case(&g);
                     g.bias = dtype & 1;
                     g.la = 1;
@@ -74,8 +75,8 @@ TEST(test_gemm) {
         for (int lb = 0; lb < 4; lb++)
             for (int lc = 0; lc < 4; lc++)
                 for (int types = 0; types < 8; types++) {
-                    gemm_case g = {2, 19, 23, 29, types & 1, types >> 1 & 1, types >> 2, la, lb,
-                                   lc, 0.5, 1, types & 1, (la + lb) & 1};
+                    gemm_case g = {2,  19, 23, 29,  types & 1, types >> 1 & 1, types >> 2,
+                                   la, lb, lc, 0.5, 1,         types & 1,      (la + lb) & 1};
                     run_case(&g);
                     g.batch = 1, g.alpha = 1, g.beta = 0;
                     run_case(&g);

@@ -1,4 +1,5 @@
-/* grouped_test.c - the experts' products against loops, with empty, single and uneven groups. */
+/* grouped_test.c - the experts' products against loops, with empty, single and uneven groups.
+ */
 #include "tests/kernels/check.h"
 
 static void grouped_case(int dtype, int groups, const int64_t *counts, int64_t n, int64_t k,
@@ -7,16 +8,20 @@ static void grouped_case(int dtype, int groups, const int64_t *counts, int64_t n
     for (int g = 0; g < groups; g++) offset[g + 1] = offset[g] + counts[g];
     int64_t rows = offset[groups];
     void *x = random_array(dtype, rows * k), *w = random_array(dtype, groups * k * n);
-    void *y = array(dtype, rows * n), *dx = array(dtype, rows * k), *bias = random_array(dtype, groups * n);
+    void *y = array(dtype, rows * n), *dx = array(dtype, rows * k),
+         *bias = random_array(dtype, groups * n);
     float *dw = random_array(LM_F32, groups * k * n), *was = array(LM_F32, groups * k * n);
     float *db = random_array(LM_F32, groups * n), *db_was = array(LM_F32, groups * n);
     memcpy(was, dw, (size_t)(groups * k * n) * 4);
     memcpy(db_was, db, (size_t)(groups * n) * 4);
-    ok(lm_cpu_grouped_gemm(groups, offset, n, k, y, dtype, x, dtype, w, dtype, turned, bias, dtype));
-    ok(lm_cpu_grouped_gemm(groups, offset, k, n, dx, dtype, y, dtype, w, dtype, !turned, NULL, 0));
-    ok(lm_cpu_grouped_gemm_dw(groups, offset, n, k, dw, LM_F32, x, dtype, y, dtype, turned, accumulate));
+    ok(lm_cpu_grouped_gemm(groups, offset, n, k, y, dtype, x, dtype, w, dtype, turned, bias,
+                           dtype));
+    ok(lm_cpu_grouped_gemm(groups, offset, k, n, dx, dtype, y, dtype, w, dtype, !turned, NULL,
+                           0));
+    ok(lm_cpu_grouped_gemm_dw(groups, offset, n, k, dw, LM_F32, x, dtype, y, dtype, turned,
+                              accumulate));
     ok(lm_cpu_grouped_sum(groups, offset, n, db, y, dtype, accumulate));
-#define W(g, p, j) get(dtype, w, turned ? ((g) * n + (j)) * k + (p) : ((g) * k + (p)) * n + (j))
+#define W(g, p, j) get(dtype, w, turned ? ((g)*n + (j)) * k + (p) : ((g)*k + (p)) * n + (j))
     for (int64_t g = 0; g < groups; g++) {
         for (int64_t r = offset[g]; r < offset[g + 1]; r++) {
             for (int64_t j = 0; j < n; j++) {
@@ -48,12 +53,16 @@ static void grouped_case(int dtype, int groups, const int64_t *counts, int64_t n
             }
         }
     }
-    free(x), free(w), free(y), free(dx), free(dw), free(was), free(db), free(db_was), free(bias);
+    free(x), free(w), free(y), free(dx), free(dw), free(was), free(db), free(db_was),
+        free(bias);
 }
 
 TEST(test_grouped) {
-    const int64_t counts[][5] = {
-        {0, 0, 0, 0, 0}, {1, 0, 3, 0, 17}, {70, 0, 0, 0, 0}, {30, 31, 29, 33, 32}, {5, 200, 9, 0, 77}};
+    const int64_t counts[][5] = {{0, 0, 0, 0, 0},
+                                 {1, 0, 3, 0, 17},
+                                 {70, 0, 0, 0, 0},
+                                 {30, 31, 29, 33, 32},
+                                 {5, 200, 9, 0, 77}};
     for (int dtype = LM_F32; dtype <= LM_BF16; dtype++)
         for (int c = 0; c < 5; c++)
             for (int flags = 0; flags < 4; flags++) {

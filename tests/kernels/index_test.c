@@ -5,7 +5,8 @@ static void rows_case(int dtype, int ids_dtype, int64_t n, int64_t dim, int64_t 
     void *table = random_array(dtype, table_rows * dim), *out = array(dtype, n * dim);
     void *ids = array(ids_dtype, n);
     int64_t bad;
-    for (int64_t i = 0; i < n; i++) set(ids_dtype, ids, i, i % 4 == 3 ? -1 : (double)(i * i % table_rows));
+    for (int64_t i = 0; i < n; i++)
+        set(ids_dtype, ids, i, i % 4 == 3 ? -1 : (double)(i * i % table_rows));
     ok(lm_cpu_gather_rows(dtype, n, dim, table_rows, out, table, ids_dtype, ids, &bad));
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < dim; j++) {
@@ -25,7 +26,8 @@ static void rows_case(int dtype, int ids_dtype, int64_t n, int64_t dim, int64_t 
     }
     if (n > 0) {
         set(ids_dtype, ids, n - 1, (double)table_rows);
-        near(lm_cpu_gather_rows(dtype, n, dim, table_rows, out, table, ids_dtype, ids, &bad), LM_KERNEL_EARG, 0);
+        near(lm_cpu_gather_rows(dtype, n, dim, table_rows, out, table, ids_dtype, ids, &bad),
+             LM_KERNEL_EARG, 0);
         near((double)bad, (double)(n - 1), 0);
     }
     free(table), free(out), free(ids);
@@ -35,7 +37,8 @@ static void gather_case(int dtype, int64_t outer, int64_t n, int64_t m, int64_t 
     void *x = random_array(dtype, outer * n * inner), *out = array(dtype, outer * m * inner);
     int32_t *ids = array(LM_I32, outer * m * inner);
     int64_t bad;
-    for (int64_t i = 0; i < outer * m * inner; i++) ids[i] = (int32_t)(random_uniform() * (double)n);
+    for (int64_t i = 0; i < outer * m * inner; i++)
+        ids[i] = (int32_t)(random_uniform() * (double)n);
     ok(lm_cpu_gather(dtype, outer, n, inner, m, out, x, LM_I32, ids, &bad));
     double *want = calloc((size_t)(outer * n * inner) + 1, 8);
     for (int64_t i = 0; i < outer * m * inner; i++) {
@@ -69,7 +72,8 @@ static void combine_case(int dtype, int64_t tokens, int64_t slots, int64_t dim, 
                 if (inv[i] < 0) continue;
                 double by = w ? (double)w[i] : 1;
                 want += by * get(dtype, x, inv[i] * dim + j);
-                near(get(dtype, dx, inv[i] * dim + j), by * get(dtype, dy, t * dim + j), epsilon(dtype));
+                near(get(dtype, dx, inv[i] * dim + j), by * get(dtype, dy, t * dim + j),
+                     epsilon(dtype));
             }
             near(get(dtype, y, t * dim + j), want, 2 * epsilon(dtype));
         }

@@ -13,11 +13,12 @@ static void norm_case(int dtype, int w_dtype, int64_t rows, int64_t n, int layer
     double *want_dw = calloc((size_t)n + 1, 8), *want_db = calloc((size_t)n + 1, 8);
     if (layer) {
         ok(lm_cpu_layer_norm_fwd(dtype, rows, n, y, mean, rstd, x, w, b, w_dtype, eps));
-        ok(lm_cpu_layer_norm_bwd(dtype, rows, n, dx, affine ? dw : NULL, affine ? db : NULL, dy, x,
-                                 mean, rstd, w, w_dtype));
+        ok(lm_cpu_layer_norm_bwd(dtype, rows, n, dx, affine ? dw : NULL, affine ? db : NULL, dy,
+                                 x, mean, rstd, w, w_dtype));
     } else {
         ok(lm_cpu_rms_norm_fwd(dtype, rows, n, y, rstd, x, w, w_dtype, eps));
-        ok(lm_cpu_rms_norm_bwd(dtype, rows, n, dx, affine ? dw : NULL, dy, x, rstd, w, w_dtype));
+        ok(lm_cpu_rms_norm_bwd(dtype, rows, n, dx, affine ? dw : NULL, dy, x, rstd, w,
+                               w_dtype));
     }
     for (int64_t r = 0; r < rows && n > 0; r++) {
         double m = 0, var = 0, g_mean = 0, gx_mean = 0;
@@ -29,7 +30,8 @@ static void norm_case(int dtype, int w_dtype, int64_t rows, int64_t n, int layer
         for (int64_t i = 0; i < n; i++) {
             double h = (get(dtype, x, r * n + i) - m) * s, d = get(dtype, dy, r * n + i);
             double weight = w ? get(w_dtype, w, i) : 1;
-            near(get(dtype, y, r * n + i), h * weight + (b ? get(w_dtype, b, i) : 0), 4 * epsilon(dtype));
+            near(get(dtype, y, r * n + i), h * weight + (b ? get(w_dtype, b, i) : 0),
+                 4 * epsilon(dtype));
             g_mean += d * weight / (double)n, gx_mean += d * weight * h / (double)n;
             want_dw[i] += d * h, want_db[i] += d;
         }

@@ -3,7 +3,8 @@
 
 static void adamw_case(int g_dtype, int64_t n) {
     float *p = random_array(LM_F32, n), *m = array(LM_F32, n), *v = array(LM_F32, n);
-    double *rp = calloc((size_t)n + 1, 8), *rm = calloc((size_t)n + 1, 8), *rv = calloc((size_t)n + 1, 8);
+    double *rp = calloc((size_t)n + 1, 8), *rm = calloc((size_t)n + 1, 8),
+           *rv = calloc((size_t)n + 1, 8);
     uint16_t *copy = array(LM_BF16, n);
     for (int64_t i = 0; i < n; i++) rp[i] = (double)p[i];
     for (int step = 1; step <= 4; step++) {
@@ -13,9 +14,11 @@ static void adamw_case(int g_dtype, int64_t n) {
             double d = get(g_dtype, g, i) * 0.5;
             rm[i] = 0.9 * rm[i] + 0.1 * d, rv[i] = 0.98 * rv[i] + 0.02 * d * d;
             rp[i] -= 0.01 * 0.1 * rp[i];
-            rp[i] -= 0.01 * (rm[i] / (1 - pow(0.9, step))) / (sqrt(rv[i] / (1 - pow(0.98, step))) + 1e-8);
+            rp[i] -= 0.01 * (rm[i] / (1 - pow(0.9, step))) /
+                     (sqrt(rv[i] / (1 - pow(0.98, step))) + 1e-8);
             near((double)p[i], rp[i], 1e-5);
-            near((double)lm_bf16_to_f32(copy[i]), (double)lm_bf16_to_f32(lm_f32_to_bf16(p[i])), 0);
+            near((double)lm_bf16_to_f32(copy[i]), (double)lm_bf16_to_f32(lm_f32_to_bf16(p[i])),
+                 0);
         }
         free(g);
     }
@@ -28,7 +31,8 @@ static void sgd_case(int g_dtype, int64_t n, int momentum, int nesterov) {
     for (int64_t i = 0; i < n; i++) rp[i] = (double)p[i];
     for (int step = 0; step < 3; step++) {
         void *g = random_array(g_dtype, n);
-        ok(lm_cpu_sgd(n, p, NULL, g, g_dtype, momentum ? b : NULL, 0.1, 0.9, 0.01, nesterov, 1));
+        ok(lm_cpu_sgd(n, p, NULL, g, g_dtype, momentum ? b : NULL, 0.1, 0.9, 0.01, nesterov,
+                      1));
         for (int64_t i = 0; i < n; i++) {
             double d = get(g_dtype, g, i) + 0.01 * rp[i];
             rb[i] = 0.9 * rb[i] + d;
@@ -42,14 +46,17 @@ static void sgd_case(int g_dtype, int64_t n, int momentum, int nesterov) {
 
 static void adafactor_case(int g_dtype, int64_t rows, int64_t cols) {
     int64_t width = cols ? cols : 1;
-    float *p = random_array(LM_F32, rows * width), *row = array(LM_F32, rows), *col = array(LM_F32, cols);
-    double *rr = calloc((size_t)rows + 1, 8), *rc = calloc((size_t)width + 1, 8), *u = calloc((size_t)(rows * width) + 1, 8);
+    float *p = random_array(LM_F32, rows * width), *row = array(LM_F32, rows),
+          *col = array(LM_F32, cols);
+    double *rr = calloc((size_t)rows + 1, 8), *rc = calloc((size_t)width + 1, 8),
+           *u = calloc((size_t)(rows * width) + 1, 8);
     double *rp = calloc((size_t)(rows * width) + 1, 8);
     for (int64_t i = 0; i < rows * width; i++) rp[i] = (double)p[i];
     for (int step = 0; step < 3; step++) {
         void *g = random_array(g_dtype, rows * width);
         ok(lm_cpu_adafactor_stats(rows, cols, row, col, g, g_dtype, 0.8, 1e-10, 1));
-        ok(lm_cpu_adafactor_update(rows, cols, p, NULL, g, g_dtype, row, col, 0.05, 1, 0.01, 1));
+        ok(lm_cpu_adafactor_update(rows, cols, p, NULL, g, g_dtype, row, col, 0.05, 1, 0.01,
+                                   1));
         for (int64_t i = 0; i < rows; i++) rr[i] *= 0.8;
         for (int64_t j = 0; j < width; j++) rc[j] *= 0.8;
         for (int64_t i = 0; i < rows * width; i++) {

@@ -21,9 +21,9 @@ static void slices(int64_t n) {
     for (int64_t i = 0; i < ROWS * n; i++) one[i] = 1;
     const lm_draw whole = {7, 9, 0, NULL}, tail = {7, 9, 5, NULL}, turned = {7, 9, 0, ids};
     for (int kind = 0; kind < 3; kind++) {
-#define DRAW(rows, out, d)                                                                       \
-    ok(kind == 0   ? lm_cpu_rand(0, LM_F32, rows, n, out, 0, 1, d)                        \
-       : kind == 1 ? lm_cpu_rand(1, LM_F32, rows, n, out, 0, 1, d)                         \
+#define DRAW(rows, out, d)                                                                     \
+    ok(kind == 0   ? lm_cpu_rand(0, LM_F32, rows, n, out, 0, 1, d)                             \
+       : kind == 1 ? lm_cpu_rand(1, LM_F32, rows, n, out, 0, 1, d)                             \
                    : lm_cpu_dropout(LM_F32, rows, n, out, one, 0.3, d))
         DRAW(ROWS, all, &whole);
         DRAW(ROWS - 5, part, &tail);

@@ -15,7 +15,8 @@ static void softmax_case(int dtype, int64_t rows, int64_t n, int log_form) {
         near((double)lse[r], log(sum), 1e-6);
         for (int64_t i = 0; i < n; i++) {
             double v = get(dtype, x, r * n + i);
-            near(get(dtype, y, r * n + i), log_form ? v - log(sum) : exp(v) / sum, epsilon(dtype) / 2);
+            near(get(dtype, y, r * n + i), log_form ? v - log(sum) : exp(v) / sum,
+                 epsilon(dtype) / 2);
             dot += get(dtype, dy, r * n + i) * get(dtype, y, r * n + i);
             g_sum += get(dtype, dy, r * n + i);
         }

@@ -8,10 +8,12 @@ static int in_order(double a, double b, int descending) {
 }
 
 static void sort_case(int dtype, int64_t rows, int64_t n, int descending) {
-    void *x = random_array(dtype, rows * n), *v = array(dtype, rows * n), *top = array(dtype, rows * n);
+    void *x = random_array(dtype, rows * n), *v = array(dtype, rows * n),
+         *top = array(dtype, rows * n);
     int64_t *index = array(LM_I64, rows * n), *top_index = array(LM_I64, rows * n);
     if (dtype == LM_F32 && n > 3 && rows > 0)
-        set(dtype, x, 1, NAN), set(dtype, x, 2, NAN), set(dtype, x, 0, INFINITY), set(dtype, x, 3, -0.0);
+        set(dtype, x, 1, NAN), set(dtype, x, 2, NAN), set(dtype, x, 0, INFINITY),
+            set(dtype, x, 3, -0.0);
     ok(lm_cpu_sort(dtype, rows, n, descending, v, index, x));
     for (int64_t r = 0; r < rows; r++) {
         int64_t sum = 0;
@@ -51,7 +53,8 @@ static void rope_case(int dtype, int64_t tokens, int64_t heads, int64_t dim, int
     for (int64_t th = 0; th < tokens * heads; th++)
         for (int64_t i = 0; i < half; i++) {
             double angle = position[th / heads] * pow(10000, -2.0 * (double)i / (double)dim);
-            int64_t p = th * dim + (interleaved ? 2 * i : i), q = th * dim + (interleaved ? 2 * i + 1 : i + half);
+            int64_t p = th * dim + (interleaved ? 2 * i : i),
+                    q = th * dim + (interleaved ? 2 * i + 1 : i + half);
             double a = get(dtype, x, p), b = get(dtype, x, q);
             near(get(dtype, y, p), a * cos(angle) - b * sin(angle), epsilon(dtype));
             near(get(dtype, y, q), b * cos(angle) + a * sin(angle), epsilon(dtype));
