@@ -1,11 +1,13 @@
 /* reduce.c - sums, maxima and minima of several arrays, from left to right.
  *
- * Element by element over all the parts, so that out may be any of them and
+ * Block by block over all the parts, so that out may be any of them and
  * nothing is rounded between two ranks' shares of a bf16 sum. */
 #include "runtime/dist/reduce.h"
 #include "runtime/dist.h"
 
 #include <string.h>
+
+enum { BLOCK = 1024 }; /* elements added up at a time, in the first-level cache */
 
 int64_t lm__reduce_size(int dtype) {
     switch (dtype) {
@@ -40,13 +42,16 @@ static uint16_t to_bf16(float f) { /* to nearest, ties to even; NaN stays NaN */
 #define SUM_OF(a, b) ((a) + (b))
 
 #define LOOP(T, ACC, GET, PUT, OP)                                                             \
-    for (int64_t i = 0; i < n; i++) {                                                          \
-        ACC acc = GET(((const T *)parts[0])[i]);                                               \
+    for (int64_t first = 0; first < n; first += BLOCK) {                                       \
+        ACC acc[BLOCK];                                                                        \
+        int64_t len = n - first < BLOCK ? n - first : BLOCK;                                   \
+        const T *x = (const T *)parts[0] + first;                                              \
+        for (int64_t i = 0; i < len; i++) acc[i] = GET(x[i]);                                  \
         for (int p = 1; p < count; p++) {                                                      \
-            ACC x = GET(((const T *)parts[p])[i]);                                             \
-            acc = (ACC)OP(acc, x);                                                             \
+            x = (const T *)parts[p] + first;                                                   \
+            for (int64_t i = 0; i < len; i++) acc[i] = (ACC)OP(acc[i], GET(x[i]));             \
         }                                                                                      \
-        ((T *)out)[i] = (T)PUT(acc);                                                           \
+        for (int64_t i = 0; i < len; i++) ((T *)out)[first + i] = (T)PUT(acc[i]);              \
     }
 
 #define REDUCE(name, T, ACC, GET, PUT)                                                         \
