@@ -9,15 +9,17 @@ local tensor = require 'lumoe.tensor'
 -- log(1 + exp(x)), without overflow
 local function softplus(x) return x:clamp(0) + ((-x:abs()):exp() + 1):log() end
 
----@param opts { dim: integer, top_k: integer }
+--- scale multiplies the noise: 0 is the top-k router with another normalisation.
+---@param opts { dim: integer, top_k: integer, scale?: number }
 ---@return lumoe.Router
 local function noisy_top_k(opts)
-  tensor.options(opts, { dim = true, top_k = true }, 'noisy_top_k router')
+  tensor.options(opts, { dim = true, top_k = true, scale = true }, 'noisy_top_k router')
   if not opts.top_k or opts.top_k < 1 then status.argument 'noisy_top_k router: top_k must be at least 1' end
   return moe.Router {
     gate = nn.Linear { opts.dim, moe.EXPERTS, bias = false },
     noise = nn.Linear { opts.dim, moe.EXPERTS, bias = false },
     top_k = opts.top_k,
+    scale = opts.scale or 1,
     normalize = 'chosen', -- eq. 3: the softmax is over the chosen ones
 
     route = function(self, x, tags)
@@ -26,7 +28,7 @@ local function noisy_top_k(opts)
       local noisy = logits
       if self.training then
         local draws = lumoe.randn(x:size(0), self.experts, { site = self:path(), rows = tags.tokens })
-        noisy = logits + draws * softplus(self.noise(x))
+        noisy = logits + draws * softplus(self.noise(x)) * self.scale
       end
       local scores = noisy:softmax(-1)
       local _, expert_ids = (scores + self.bias):detach():topk(self.top_k)
