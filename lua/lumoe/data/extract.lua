@@ -49,6 +49,8 @@ local function wanted_tasks(langs, source_list)
   return tasks
 end
 
+local function list_code(task) return task.package:match('^Translation%-(.*)') end
+
 --- Fetches what the languages need and returns the tasks that this release has packages for.
 -- Fills `packages`, `fetched_bytes` and `skipped` of the manifest. Raises where there is no apt.
 ---@param options { langs: string[], sources: string, cache: string, report: function }
@@ -63,15 +65,14 @@ function extract.from_packages(options, manifest)
   local tasks = wanted_tasks(options.langs, sources.named(options.sources))
   local names, listed, list_codes = {}, {}, { 'en' }
   local function need(name)
-    if name and not listed[name] then
+    if not listed[name] then
       listed[name] = true
       names[#names + 1] = name
     end
   end
   for _, task in ipairs(tasks) do
-    local code = task.package:match('^Translation%-(.*)')
-    if task.lists then list_codes[#list_codes + 1] = code else need(task.package) end
-    need(task.english)
+    if task.lists then list_codes[#list_codes + 1] = list_code(task) else need(task.package) end
+    for _, name in ipairs(task.english or {}) do need(name) end
   end
 
   local cache = apt.open(options.cache, options.report)
@@ -83,12 +84,15 @@ function extract.from_packages(options, manifest)
 
   local ready = {}
   for _, task in ipairs(tasks) do
-    local package, english = found[task.package], task.english and found[task.english]
+    local package, english = found[task.package], task.english and {}
+    for _, name in ipairs(task.english or {}) do
+      if found[name] then english[#english + 1] = found[name].path end
+    end
     if task.lists then
-      task.paths, task.english_paths = lists[task.package:match('^Translation%-(.*)')], lists.en
+      task.paths, task.english_paths = lists[list_code(task)], lists.en
       task.version = lists_version
-    elseif package and (english or not task.english) then
-      task.paths, task.english_paths = { package.path }, english and { english.path }
+    elseif package and (not english or #english > 0) then
+      task.paths, task.english_paths = { package.path }, english
       task.version = package.version
     end
     if task.paths then ready[#ready + 1] = task else manifest.skipped[task.package] = 'not in this release' end

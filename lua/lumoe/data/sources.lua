@@ -1,5 +1,5 @@
 --- Where parallel text comes from: Debian packages and apt's lists, and the reader of each.
--- The order is the order of preference: of two translations of one English sentence the first stays.
+-- The order is the order of preference: of two translations of one English sentence the first stays. Prose before interface text.
 local languages = require 'lumoe.data.languages'
 
 local sources = {}
@@ -7,35 +7,100 @@ local sources = {}
 ---@class lumoe.data.Source
 ---@field name string       third column of the data files, and name of the licence file
 ---@field reader string     module under lumoe.data.readers
----@field english string?   the package that holds the English side, where it has its own
----@field lists boolean?   read from apt's description lists instead of packages
----@field licence string?  what to say where the package says nothing
+---@field english string[]? packages that hold the English side, where it is apart
+---@field lists boolean?    read from apt's description lists instead of packages
+---@field licence string?   what to say where the package says nothing
 ---@field packages fun(lang: string): string[]?  packages with the other side (or with both)
 
-local function each_language(format)
-  return function(lang) return { (format:format(languages.package_suffix(lang))) } end
-end
-local function always(names)
-  local list = {}
-  for name in names:gmatch('%S+') do list[#list + 1] = name end
-  return function() return list end
+local function words(list)
+  local found = {}
+  for word in list:gmatch('%S+') do found[#found + 1] = word end
+  return found
 end
 
-local ddtp_licence = [[
+-- Packages whose names end in the language; packages that hold all languages; both.
+local function each_language(formats)
+  return function(lang)
+    local names = words(formats)
+    for i, format in ipairs(names) do names[i] = format:format(languages.package_suffix(lang)) end
+    return names
+  end
+end
+local function shared(names)
+  local list = words(names)
+  return function() return list end
+end
+local function only(of, names)
+  return function(lang) return lang == of and words(names) or {} end
+end
+
+local gnome_help = { name = 'gnome-help', reader = 'gnome_help', packages = shared 'gnome-user-docs evolution-common gnome-devel-docs' }
+local libreoffice_help = {
+  name = 'libreoffice-help', reader = 'libreoffice_help', english = { 'libreoffice-help-en-us' },
+  packages = each_language 'libreoffice-help-%s',
+}
+local descriptions = {
+  name = 'ddtp', reader = 'ddtp', lists = true,
+  licence = [[
 The translated package descriptions come from the Debian Description Translation Project
 (https://www.debian.org/international/l10n/ddtp). apt's lists state no licence for them. A description is part of its
 package and thus under that package's licence. Before you pass on these texts, or a model trained on them, look into it.
-]]
+]],
+}
 
 --- Three sources with prose and few packages: the default.
 ---@type lumoe.data.Source[]
-sources.small = {
-  { name = 'gnome-help', reader = 'gnome_help', packages = always 'gnome-user-docs evolution-common gnome-devel-docs' },
+sources.small = { gnome_help, libreoffice_help, descriptions }
+
+--- Everything that has a reader: for many languages, about 600 MB and most of it once for all languages.
+---@type lumoe.data.Source[]
+sources.all = {
+  { name = 'bible', reader = 'bible', english = { 'sword-text-kjv' }, packages = only('es', 'sword-text-sparv') },
+  { name = 'games', reader = 'gettext_mo', packages = shared 'wesnoth-1.16-data freeciv-data tuxpaint-data' },
   {
-    name = 'libreoffice-help', reader = 'libreoffice_help', english = 'libreoffice-help-en-us',
-    packages = each_language 'libreoffice-help-%s',
+    name = 'debian-docs', reader = 'debian_docs',
+    english = words 'debian-reference-en debian-faq maint-guide developers-reference',
+    packages = function(lang)
+      local list = each_language 'debian-reference-%s debian-faq-%s maint-guide-%s developers-reference-%s' (lang)
+      list[#list + 1], list[#list + 2] = 'debian-handbook', 'installation-guide-amd64'
+      return list
+    end,
   },
-  { name = 'ddtp', reader = 'ddtp', lists = true, licence = ddtp_licence },
+  gnome_help,
+  {
+    name = 'gnome-mate-help', reader = 'gnome_help',
+    packages = shared [[
+      mate-user-guide evince-common gedit-common eog aisleriot orca seahorse totem-common gnome-terminal-data
+      epiphany-browser-data gnome-system-monitor gthumb-data gnome-boxes gnote shotwell-common brasero-common file-roller
+      cheese-common deja-dup gbrainy anjuta-common ]],
+  },
+  {
+    name = 'kde-help', reader = 'kde_help',
+    packages = shared [[
+      konqueror kio krusader kmail kate5-data kmymoney-common khelpcenter plasma-desktop-data plasma-workspace-data kwin-data
+      calligraplan umbrello-data ]],
+  },
+  libreoffice_help,
+  descriptions,
+  {
+    name = 'manpages', reader = 'manpages',
+    english = words [[
+      manpages manpages-dev coreutils util-linux mount bsdutils apt dpkg passwd login procps psmisc findutils tar grep sed gzip
+      e2fsprogs systemd man-db openssh-client ]],
+    packages = each_language 'manpages-%s manpages-%s-dev',
+  },
+  { name = 'mediawiki', reader = 'mediawiki', packages = shared 'mediawiki' },
+  {
+    name = 'mozilla', reader = 'mozilla', english = words 'firefox-esr-l10n-en-gb thunderbird-l10n-en-gb',
+    packages = each_language 'firefox-esr-l10n-%s thunderbird-l10n-%s',
+  },
+  {
+    name = 'applications', reader = 'gettext_mo',
+    packages = shared [[
+      inkscape gimp-data vlc-l10n gnucash-common wordpress-l10n phpmyadmin libgtk-3-common krita-l10n audacity-data
+      binutils-common gnome-control-center-data evolution-data-server-common git libglib2.0-data calligrasheets-data ]],
+  },
+  { name = 'libreoffice-ui', reader = 'gettext_mo', packages = each_language 'libreoffice-l10n-%s' },
 }
 
 --- The sources of a set of that name; raises for an unknown one.
