@@ -29,11 +29,13 @@ local function holding(name, t, ids)
   return { name = name, tensor = t, ids = ids, unit = unit }
 end
 
+--- Parameters, and buffers, which every rank holds whole.
 ---@param model lumoe.Module
 ---@return lumoe.Holding[]
 function layout.of_model(model)
   local list = {}
   for i, p in ipairs(model:named_parameters()) do list[i] = holding(p.name, p.tensor, row_ids(p)) end
+  for _, b in ipairs(model:named_buffers()) do list[#list + 1] = holding(b.name, b.tensor, nil) end
   return list
 end
 

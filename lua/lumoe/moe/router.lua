@@ -7,7 +7,6 @@
 -- Modules among the fields may have moe.EXPERTS as a size. self.bias, [experts] f32, is zero unless
 -- a balancer moves it; added to the scores only to choose, it never enters the weights.
 -- self.normalize is the layer's default for its option of that name.
-local autograd = require 'lumoe.autograd'
 local module = require 'lumoe.nn.module'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
@@ -31,7 +30,7 @@ end
 function Router:attach(experts)
   self.experts = experts
   self:bind(require('lumoe.moe').EXPERTS, experts)
-  self.bias = autograd.keep(tensor.zeros(experts))
+  module.buffer(self, 'bias', tensor.zeros(experts))
 end
 
 function Router:forward(x, tags) return self:route(x, tags) end

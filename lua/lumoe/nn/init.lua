@@ -5,6 +5,7 @@ local transformer = require 'lumoe.nn.transformer'
 local nn = {
   class = module.class,
   parameter = module.parameter,
+  buffer = module.buffer,
   symbol = module.symbol,
   is_module = module.is_module,
   Linear = require 'lumoe.nn.linear',

@@ -87,6 +87,14 @@ function module.parameter(owner, name, shape, opts)
   return owner[name]
 end
 
+--- Gives a module a tensor that no gradient trains but that state and checkpoints hold (the bias of a router, say).
+function module.buffer(owner, name, t)
+  owner._buffers = owner._buffers or {}
+  owner._buffers[name] = true
+  owner[name] = autograd.keep(t)
+  return t
+end
+
 -- ---- classes --------------------------------------------------------------------------------
 
 function module.is_module(x) return type(x) == 'table' and getmetatable(x) ~= nil and getmetatable(x).is_module == true end
@@ -161,6 +169,18 @@ function Module:named_parameters()
     if not seen[id] then seen[id], unique[#unique + 1] = true, p end
   end
   return unique
+end
+
+--- The same of the buffers: { name =, tensor =, module =, key = }.
+function Module:named_buffers()
+  local list = {}
+  for _, entry in ipairs(self:named_modules()) do
+    for key in pairs(entry[2]._buffers or {}) do
+      list[#list + 1] = { name = join(entry[1], key), tensor = entry[2][key], module = entry[2], key = key }
+    end
+  end
+  table.sort(list, function(a, b) return a.name < b.name end)
+  return list
 end
 
 --- The parameters' tensors, sorted by name.
@@ -241,17 +261,24 @@ function Module:zero_grad()
   for _, p in ipairs(self:parameters()) do p.grad = nil end
 end
 
---- name -> tensor
+-- Parameters, then buffers.
+local function saved(self)
+  local list = self:named_parameters()
+  for _, b in ipairs(self:named_buffers()) do list[#list + 1] = b end
+  return list
+end
+
+--- name -> tensor, of parameters and buffers.
 function Module:state()
   local state = {}
-  for _, p in ipairs(self:named_parameters()) do state[p.name] = p.tensor end
+  for _, p in ipairs(saved(self)) do state[p.name] = p.tensor end
   return state
 end
 
 --- Copies from name -> tensor. Missing, unexpected and misshapen names are errors, all at once.
 function Module:load_state(state)
   local wrong, known = {}, {}
-  for _, p in ipairs(self:named_parameters()) do
+  for _, p in ipairs(saved(self)) do
     known[p.name] = true
     local from = state[p.name]
     if not from then wrong[#wrong + 1] = p.name .. ' is missing'
@@ -265,7 +292,7 @@ function Module:load_state(state)
   table.sort(wrong)
   if #wrong > 0 then status.argument('load_state: %s', table.concat(wrong, '; ', 1, math.min(#wrong, 8))) end
   autograd.no_grad(function()
-    for _, p in ipairs(self:named_parameters()) do p.tensor:copy_(state[p.name]) end
+    for _, p in ipairs(saved(self)) do p.tensor:copy_(state[p.name]) end
   end)
   return self
 end
