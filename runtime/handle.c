@@ -2,6 +2,7 @@
 #include "runtime/handle.h"
 #include "runtime/tensor_impl.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -14,6 +15,7 @@ static lm_handle *made; /* handles of the open scopes, in order */
 static size_t made_count, made_room;
 static size_t scope_start[MAX_DEPTH];
 static int depth;
+static bool lifted; /* some handle went from the innermost scope to the one around it */
 
 lm_slot *lm_handle_slots(void) {
     if (!slots) {
@@ -51,7 +53,7 @@ int lm_handle_new(lm_tensor *t, lm_handle *out) {
     else return lm_fail(LM_EOOM, "more than %d tensors at once", MAX_SLOTS);
     lm_slot *s = &slots[slot];
     if (s->gen == 0) s->gen = 1;
-    s->tensor = t, s->kept = depth == 0;
+    s->tensor = t, s->scope = (uint32_t)depth;
     out->slot = slot, out->gen = s->gen;
     if (depth > 0) made[made_count++] = *out;
     return depth > 0;
@@ -74,20 +76,36 @@ int lm_scope_enter(void) {
     return depth;
 }
 
+static bool belongs(const lm_handle *h, int scope) {
+    return slots[h->slot].gen == h->gen && slots[h->slot].scope == (uint32_t)scope;
+}
+
 void lm_scope_leave(void) {
     if (depth == 0) return;
-    size_t start = scope_start[--depth];
-    while (made_count > start) {
+    size_t start = scope_start[depth - 1], end = made_count;
+    while (made_count > start) { /* the latest first, as they were made from each other */
         lm_handle h = made[--made_count];
-        if (slots[h.slot].gen == h.gen && !slots[h.slot].kept) lm_handle_drop(&h);
+        if (belongs(&h, depth)) lm_handle_drop(&h);
     }
+    depth--;
+    if (!lifted || depth == 0) return;
+    lifted = false;
+    for (size_t i = start; i < end; i++)
+        if (belongs(&made[i], depth)) made[made_count++] = made[i];
 }
 
 int lm_scope_depth(void) { return depth; }
 
 int lm_scope_keep(const lm_handle *h) {
     lm_slot *s = &slots[h->slot];
-    if (s->gen != h->gen || s->kept) return 0;
-    s->kept = 1;
+    if (s->gen != h->gen || s->scope == 0) return 0;
+    s->scope = 0;
     return 1;
+}
+
+int lm_scope_lift(const lm_handle *h) {
+    if (depth == 0 || !belongs(h, depth)) return 0;
+    slots[h->slot].scope--;
+    lifted = depth > 1;
+    return depth == 1;
 }

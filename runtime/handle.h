@@ -15,7 +15,7 @@ typedef struct lm_handle {
 typedef struct lm_slot {
     lm_tensor *tensor;
     uint32_t gen;
-    uint32_t kept; /* 1: does not belong to any scope */
+    uint32_t scope; /* the depth it belongs to; 0: to none */
 } lm_slot;
 
 /* The table never moves, so Lua reads it directly. Slot 0 is never used. */
@@ -29,5 +29,8 @@ LM_API void lm_scope_leave(void);
 LM_API int lm_scope_depth(void);
 /* The handle outlives its scopes. Returns 1 if it belonged to one. */
 LM_API int lm_scope_keep(const lm_handle *h);
+/* The handle outlives the innermost scope, if it belongs to that, and belongs to the one
+ * around it from then on. Returns 1 when there is none around: it is outside of any now. */
+LM_API int lm_scope_lift(const lm_handle *h);
 
 #endif

@@ -111,24 +111,24 @@ function autograd.custom(def)
   end
 end
 
--- What survives a scope: tensors, also inside tables (one level of each, without cycles).
-local function keep_all(value, seen)
+-- Does `act` to a tensor, or to all in a table and the tables in it.
+local function each_tensor(value, act, seen)
   if tensor.is_tensor(value) then
-    if handle.alive(value) then handle.keep(value) end
+    if handle.alive(value) then act(value) end
   elseif type(value) == 'table' and not seen[value] then
     seen[value] = true
-    for _, inner in pairs(value) do keep_all(inner, seen) end
+    for _, inner in pairs(value) do each_tensor(inner, act, seen) end
   end
-  return value
 end
 
 --- Runs f(...); the tensors it made are gone afterwards, except those that it returns
--- (also in tables) or passed to `keep`. An error leaves the scope too.
+-- (also in tables), which go to the scope around this one, or passed to `keep`. An error leaves
+-- the scope too.
 function autograd.scope(f, ...)
   check(C.lm_scope_enter())
   local function done(ok, ...)
     if ok then
-      for i = 1, select('#', ...) do keep_all((select(i, ...)), {}) end
+      for i = 1, select('#', ...) do each_tensor((select(i, ...)), handle.lift, {}) end
     end
     C.lm_scope_leave()
     forget_freed()
@@ -139,6 +139,9 @@ function autograd.scope(f, ...)
 end
 
 --- Takes a tensor, or all in a table, out of the open scopes.
-function autograd.keep(value) return keep_all(value, {}) end
+function autograd.keep(value)
+  each_tensor(value, handle.keep, {})
+  return value
+end
 
 return autograd

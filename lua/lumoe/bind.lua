@@ -40,6 +40,7 @@ local HANDLED = { ['lm_tensor*'] = true, ['LM_MAYBElm_tensor*'] = true, ['lm_ten
 -- The source of one function, so that each op is its own small, traceable piece of Lua.
 local function source(op, params)
   local names, arguments, outs, results = {}, {}, {}, {}
+  local said = op:gsub('_all$', ''):gsub('^r(%l+_scalar)$', '%1'):gsub('_scalar$', '') -- as users know it
   for _, p in ipairs(params) do
     if p.type == 'lm_tensor**' then
       outs[#outs + 1] = p.name
@@ -48,7 +49,7 @@ local function source(op, params)
     else
       names[#names + 1] = p.name
       local call = p.type == 'int' and 'flag' or p.type:find('tensor', 1, true) and 'pointer' or 'number'
-      local argument = ('%s(%s, %q, %q)'):format(call, p.name, op, p.name)
+      local argument = ('%s(%s, %q, %q)'):format(call, p.name, said, p.name)
       if p.type:find('MAYBE', 1, true) then
         argument = ('%s ~= nil and %s or nil'):format(p.name, argument)
       end

@@ -69,4 +69,10 @@ function handle.keep(h)
   return h
 end
 
+--- Hands it from the innermost scope to the one around it, or to Lua when there is none.
+function handle.lift(h)
+  if C.lm_scope_lift(h) == 1 then ffi.gc(h, C.lm_handle_drop) end
+  return h
+end
+
 return handle

@@ -505,7 +505,9 @@ end
 
 -- Two handles are equal when they lead to one tensor.
 function metatable.__eq(a, b)
-  return istype(handle_t, a) and istype(handle_t, b) and a.slot == b.slot and a.gen == b.gen
+  if not (istype(handle_t, a) and istype(handle_t, b)) then return false end
+  if a.slot == b.slot then return a.gen == b.gen end
+  return handle.alive(a) and handle.alive(b) and pointer(a) == pointer(b)
 end
 
 ffi.metatype(handle_t, metatable)

@@ -63,7 +63,8 @@ local function assert_near(wanted, got, relative, absolute, what)
   assert_shape(wanted.shape, got.shape)
   for i = 1, naive.numel(wanted.shape) do
     local a, b = wanted.data[i], got.data[i]
-    if not (math.abs(a - b) <= relative * math.abs(a) + absolute) then
+    local near = math.abs(a - b) <= relative * math.abs(a) + absolute -- false for NaN
+    if not near then
       error(('%s: element %d is %.9g, wanted %.9g'):format(what, i - 1, b, a), 2)
     end
   end
