@@ -2,19 +2,19 @@
 --   ./lumoe recipes/evaluate.lua runs/translate/checkpoint-3000 --beam 8
 local lumoe = require 'lumoe'
 local argparse = require 'argparse'
-local corpus = require 'recipes.translate.corpus'
 local evaluation = require 'recipes.translate.evaluation'
+local options = require 'recipes.translate.options'
 local restore = require 'recipes.translate.restore'
 
 local p = argparse('lumoe recipes/evaluate.lua', 'Scores a translator: BLEU, chrF, use of the experts.')
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
-p:option('--beam', 'Beams; 1: greedy (4)', '4'):convert(tonumber)
-p:option('--test-sentences', 'Of each direction; 0: all (0)', '0'):convert(tonumber)
+p:option('--beam', 'Beams; 1: greedy (4)', '4'):convert(options.count(1, 64))
+p:option('--test-sentences', 'Of each direction; 0: all (0)', '0'):convert(options.count(0))
 p:option('--out', 'Where test/, scores.json and report.html go (eval)', 'eval')
 local opts = p:parse()
 
-local model, saved = restore(opts.checkpoint)
+local model, data, saved = restore(opts.checkpoint)
 saved.opts.beam, saved.opts.test_sentences = opts.beam, opts.test_sentences
-evaluation.run(model, corpus.open(saved.opts), saved.opts, opts.out,
+evaluation.run(model, data, saved.opts, opts.out,
   { checkpoint = opts.checkpoint, step = saved.step, parameters = model:numel() })
 lumoe.dist.barrier()

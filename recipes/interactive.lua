@@ -2,21 +2,20 @@
 --   ./lumoe recipes/interactive.lua runs/translate
 --   > Das Dokument wurde gespeichert.
 -- `:from de` and `:to en` choose the languages.
-local lumoe = require 'lumoe'
 local argparse = require 'argparse'
-local corpus = require 'recipes.translate.corpus'
 local evaluation = require 'recipes.translate.evaluation'
+local options = require 'recipes.translate.options'
 local restore = require 'recipes.translate.restore'
+local terminal = require 'lumoe.log.terminal'
 
 local p = argparse('lumoe recipes/interactive.lua', 'Translates the lines of standard input.')
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
 p:option('--from', 'Language of the input (the first it was trained on)')
 p:option('--to', 'Language of the output', 'en')
-p:option('--beam', 'Beams; 1: greedy (4)', '4'):convert(tonumber)
+p:option('--beam', 'Beams; 1: greedy (4)', '4'):convert(options.count(1, 64))
 local opts = p:parse()
 
-local model, saved = restore(opts.checkpoint)
-local data = corpus.open(saved.opts)
+local model, data = restore(opts.checkpoint)
 local known = {}
 for _, language in ipairs(data.languages) do known[language] = true end
 local pair = { from = opts.from or data.langs[1], to = opts.to }
@@ -32,7 +31,7 @@ local function choose(side, language)
 end
 if not (choose('from', pair.from) and choose('to', pair.to)) then os.exit(1) end
 
-local prompt = lumoe.log.terminal.is(io.stdin) and function() io.write(pair.from, '→', pair.to, '> '):flush() end
+local prompt = terminal.is(io.stdin) and function() io.write(pair.from, '→', pair.to, '> '):flush() end
   or function() end
 prompt()
 for line in io.lines() do

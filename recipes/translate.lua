@@ -12,6 +12,7 @@ local training = require 'recipes.translate.training'
 local dir = require 'pl.dir'
 local path = require 'pl.path'
 local tablex = require 'pl.tablex'
+local utils = require 'pl.utils'
 
 local opts = options.parse(arg)
 local lead = lumoe.dist.rank() == 0
@@ -21,15 +22,27 @@ end
 
 -- 1. Text: real, aligned, split so that no test sentence is seen in training.
 local data = corpus.open(opts)
+opts.langs, opts.data_dir = data.langs, data.dir
 opts.vocab = data.tokenizer.size
 if opts.precision == 'auto' then opts.precision = lumoe.has_bf16() and 'bf16' or 'f32' end
 
 -- 2. Training.
+local function resume_command()
+  local words = { 'lumoe', arg[0] }
+  local ranks = lumoe.dist.world_size()
+  if ranks > 1 then words = { 'lumoe', '-np', tostring(ranks), arg[0] } end
+  for _, word in ipairs(arg) do
+    if word ~= '--resume' then words[#words + 1] = utils.quote_arg(word) end
+  end
+  words[#words + 1] = '--resume'
+  return table.concat(words, ' ')
+end
+
 local function train(run, out)
   if lead then dir.makepath(out) end
   local model, result = training.run(run, data, out)
   if result.stopped then
-    say('stopped at step %d; go on with: %s --resume', result.step, table.concat({ 'lumoe', arg[0], unpack(arg) }, ' '))
+    say('stopped at step %d; go on with: %s', result.step, resume_command())
     os.exit(0)
   end
   say('trained %d steps in %.0f s: %.2f M tokens, %.0f tokens/s', result.step, result.seconds, result.tokens / 1e6,
@@ -51,8 +64,9 @@ if not opts.no_eval then evaluate(model, result, opts.out, opts) end
 
 -- 4. The dense twin: the same active parameters, the same tokens.
 if opts.compare_dense then
-  local twin = tablex.update(tablex.copy(opts), { experts = 1, top_k = 1, steps = result.step })
   local out = path.join(opts.out, 'dense')
+  local twin = tablex.update(tablex.copy(opts), { experts = 1, top_k = 1, ep = 1, steps = result.step })
+  twin.resume = opts.resume and lumoe.checkpoint.latest(out) ~= nil
   say('\nthe dense twin, %d steps:', twin.steps)
   local dense, dense_result = train(twin, out)
   if not opts.no_eval then evaluate(dense, dense_result, out, twin) end

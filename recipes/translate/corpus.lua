@@ -1,7 +1,9 @@
 --- The data of the recipe: prepared text, its tokenizer, token streams, batches as tensors.
 local lumoe = require 'lumoe'
 local prepare = require 'lumoe.data.prepare'
+local json = require 'lumoe.data.json'
 local path = require 'pl.path'
+local utils = require 'pl.utils'
 local dist, data, text = lumoe.dist, lumoe.data, lumoe.text
 
 local corpus = {}
@@ -16,18 +18,38 @@ local function once(f)
   dist.agree(message)
 end
 
---- Prepares what is missing. Returns { dir, langs, tokenizer, streams = lang -> {en, lang} }.
+-- Whether all that a run needs lies there already, whoever prepared it.
+local function complete(manifest, langs, file)
+  if not path.exists(manifest) then return false end
+  for _, lang in ipairs(langs) do
+    if not (path.exists(file('train', lang)) and path.exists(file('test', lang))) then return false end
+  end
+  return true
+end
+
+local function default_dir(opts)
+  if opts.data then return path.join('data', path.basename(path.normpath(path.abspath(opts.data)))) end
+  return prepare.default_dir(opts.langs)
+end
+
+--- Prepares what is missing. Without opts.langs, the languages are those found in opts.data.
+-- Returns { dir, langs, tokenizer, streams = lang -> {en, lang} }.
 function corpus.open(opts)
-  local langs = opts.langs
-  local dir = opts.data_dir or path.join('data', table.concat(langs, '-'))
+  local dir = opts.data_dir or default_dir(opts)
+  local manifest = path.join(dir, 'manifest.json')
   local model = path.join(dir, ('spm-%d.model'):format(opts.vocab))
   local function file(split, lang) return path.join(dir, ('%s.%s.tsv'):format(split, lang)) end
 
   once(function()
-    if not path.exists(path.join(dir, 'manifest.json')) then
-      prepare.run { langs = langs, dir = dir, from = opts.data }
+    if opts.data or not complete(manifest, opts.langs, file) then
+      prepare.run { langs = opts.langs, dir = dir, from = opts.data }
     end
-    if not path.exists(model) then
+  end)
+  local langs = opts.langs or json.decode(assert(utils.readfile(manifest))).langs
+
+  once(function()
+    -- A tokenizer older than the data belongs to other data.
+    if not path.exists(model) or path.getmtime(model) < path.getmtime(manifest) then
       local symbols, columns = { '<mask>', text.tag 'en' }, {}
       for _, lang in ipairs(langs) do
         symbols[#symbols + 1] = text.tag(lang)
@@ -50,6 +72,13 @@ function corpus.open(opts)
     self.streams[lang] = { data.stream.open(paths[1]), data.stream.open(paths[2]) }
   end
   return self
+end
+
+--- A model knows pieces by number, so it goes with the tokenizer that it was trained with and no other.
+function corpus.check_tokenizer(self, hash, where)
+  if hash ~= self.tokenizer.hash then
+    error(('%s was trained with another tokenizer than %s'):format(where, self.tokenizer.path), 0)
+  end
 end
 
 --- Streams lie beside the tokenizer that made them: column 1 is English, 2 the other language.

@@ -165,8 +165,9 @@ function evaluation.run(model, corpus, opts, out, about)
       write_lines(path.join(out, 'test', row.direction .. '.hyp'), case.hyps)
       write_lines(path.join(out, 'test', row.direction .. '.ref'), case.refs)
     end
-    for i = 1, math.ceil(10 / #list) do
-      local at = math.floor(#sources * (2 * i - 1) / (2 * math.ceil(10 / #list))) + 1
+    local shown = math.min(math.ceil(10 / #list), #sources)
+    for i = 1, shown do
+      local at = math.floor(#sources * (2 * i - 1) / (2 * shown)) + 1
       if sources[at] and #samples < 10 then
         samples[#samples + 1] = { direction = row.direction, source = sources[at], hypothesis = case.hyps[at],
           reference = case.refs[at] }

@@ -1,5 +1,6 @@
 --- The command line of the translation recipes, one option a line.
 local argparse = require 'argparse'
+local dist = require('lumoe').dist
 
 local options = {}
 
@@ -17,6 +18,8 @@ local function number(low, high, whole)
   end
 end
 local function count(low, high) return number(low, high or 1e9, true) end
+
+options.count = count
 
 local function languages(text)
   local list = {}
@@ -40,9 +43,10 @@ function options.parse(arguments)
   end
 
   group('Data',
-    option('--langs', '4', languages, 'Languages with English: a list as de,fr, or 4, 8, 50'):argname 'LIST',
+    p:option('--langs', 'Languages with English: a list as de,fr, or 4, 8, 50 (4; with --data: those found there)')
+      :convert(languages):argname 'LIST',
     p:option('--data', 'A directory of your own parallel text, instead of fetching Debian\'s'):argname 'DIR',
-    p:option('--data-dir', 'Where prepared data is kept (data/LANGS)'):argname 'DIR',
+    p:option('--data-dir', 'Where prepared data is kept (data/LANGS; with --data: data/NAME)'):argname 'DIR',
     p:option('--directions', 'into English, from English, or both (into)', 'into'):choices { 'into', 'from', 'both' },
     option('--denoising', 0.1, number(0, 1), 'Share of examples that are span-corrupted text'):argname 'SHARE',
     option('--temperature', 1.5, number(0.1, 100), 'Flattens the languages\' shares: size ^ (1 / T)'):argname 'T',
@@ -87,11 +91,19 @@ function options.parse(arguments)
 
   local opts = p:parse(arguments)
   if opts.minutes and opts.steps then p:error '--minutes and --steps: give one of them' end
+  if not opts.langs and not opts.data then opts.langs = languages '4' end
   if not opts.steps then opts.minutes = opts.minutes or 25 end
   if opts.top_k > opts.experts then
     p:error(('--top-k %d: there are only %d experts'):format(opts.top_k, opts.experts))
   end
   if opts.dim % opts.heads ~= 0 then p:error(('--dim %d does not divide into --heads %d'):format(opts.dim, opts.heads)) end
+  if opts.dim / opts.heads % 2 ~= 0 then
+    p:error(('--dim %d, --heads %d: a head must have an even width for rotary positions'):format(opts.dim, opts.heads))
+  end
+  local ranks = dist.world_size()
+  if ranks % opts.ep ~= 0 then
+    p:error(('--ep %d does not divide the %d rank%s of this job'):format(opts.ep, ranks, ranks == 1 and '' or 's'))
+  end
   return opts
 end
 

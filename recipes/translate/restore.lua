@@ -1,16 +1,22 @@
 --- The model of a checkpoint, rebuilt from the options stored with it.
 local lumoe = require 'lumoe'
+local corpus = require 'recipes.translate.corpus'
 local training = require 'recipes.translate.training'
 local path = require 'pl.path'
-local checkpoint = lumoe.checkpoint
+local checkpoint, dist = lumoe.checkpoint, lumoe.dist
 
---- where: a checkpoint, or a folder of checkpoints (its last one).  Returns the model, in evaluation, and
--- { opts, step, … } as they were saved.
+--- where: a checkpoint, or a folder of checkpoints (its last one).  Returns the model, in evaluation, its corpus,
+-- and { opts, step } as they were saved.
 return function(where)
   local at = path.exists(path.join(where, 'index.json')) and where or checkpoint.latest(where)
   if not at then error(where .. ': no checkpoint there', 0) end
-  local saved = checkpoint.peek(at)
-  local model = training.model(saved.extra.opts)
+  local saved = checkpoint.load(at)
+  local opts = saved.extra.opts
+  opts.data = nil -- prepared once, it lies in opts.data_dir
+  if dist.world_size() % opts.ep ~= 0 then opts.ep = 1 end -- a checkpoint fits any layout
+  local data = corpus.open(opts)
+  corpus.check_tokenizer(data, saved.extra.tokenizer, at)
+  local model = training.model(opts)
   checkpoint.load(at, { model = model })
-  return model:eval(), { opts = saved.extra.opts, step = saved.step }
+  return model:eval(), data, { opts = opts, step = saved.step }
 end

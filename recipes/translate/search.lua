@@ -1,6 +1,7 @@
 --- Beam search (Sutskever et al. 2014, 3.2) with a cache, scores normalised by length as in Wu et al. 2016,
 -- eq. 14: a hypothesis of n pieces is worth sum(log p) / ((5 + n) / 6) ^ alpha.
 local lumoe = require 'lumoe'
+local dist = lumoe.dist
 
 local search = {}
 local NEVER = -1e30
@@ -77,7 +78,8 @@ function search.beam(model, batch, opts)
       if not done[b] then open = open + 1 end
     end
     pieces = next_pieces
-    if open == 0 then break end
+    -- Experts may be on other ranks, so all go on until all are done.
+    if dist.reduce_number(open, 'max') == 0 then break end
     reorder(caches, lumoe.tensor(order, { dtype = 'i32' }))
     last = lumoe.tensor(next_last, { dtype = 'i32' }):reshape(rows, 1)
     scores = lumoe.tensor(next_scores):reshape(B, beam)

@@ -10,7 +10,7 @@ local clock = require('lumoe.log.terminal').clock
 
 local training = {}
 
-local MEASURED = { from = 15, to = 60 } -- steps whose speed turns minutes into steps
+local MEASURED = { skipped = 15, steps = 45 } -- of a run: their speed turns minutes into steps
 
 --- The model as the options describe it, in the precision asked for.
 function training.model(opts)
@@ -58,21 +58,24 @@ local function usage(self)
 end
 
 local function save(self, step)
-  local state = { opts = self.opts, steps = self.steps, tokens = self.tokens, seconds = self.seconds }
+  local state = { opts = self.opts, steps = self.steps, tokens = self.tokens, seconds = self.seconds,
+    tokenizer = self.tokenizer }
   checkpoint.save(self.out, { model = self.model, optimizer = self.optimizer, step = step, extra = state, keep = 2 })
 end
 
-local function resume(self)
+local function resume(self, data)
   local last = checkpoint.latest(self.out)
   if not last then error(('--resume: %s has no checkpoint'):format(self.out), 0) end
   local at = checkpoint.load(last, { model = self.model, optimizer = self.optimizer })
-  self.steps, self.tokens, self.seconds = at.extra.steps, at.extra.tokens, at.extra.seconds
+  corpus.check_tokenizer(data, at.extra.tokenizer, last)
+  self.steps = self.steps or at.extra.steps
+  self.tokens, self.seconds = at.extra.tokens, at.extra.seconds
   return at.step
 end
 
 -- Minutes become steps once, from the first steps' speed; every rank takes rank 0's word for it.
 local function fix_steps(self, step, seconds)
-  local measured = seconds / (MEASURED.to - MEASURED.from)
+  local measured = seconds / MEASURED.steps
   local left = self.opts.minutes * 60 - self.seconds
   local steps = math.max(step, step + math.floor(left / measured))
   return dist.reduce_number(dist.rank() == 0 and steps or 0)
@@ -81,7 +84,8 @@ end
 --- Trains by `opts` on `data`, writing under `out`. Returns the model and { step, seconds, tokens, loss, stopped }.
 function training.run(opts, data, out)
   local lead = dist.rank() == 0
-  local self = { opts = opts, out = out, tokens = 0, seconds = 0, steps = opts.steps }
+  local self = { opts = opts, out = out, tokens = 0, seconds = 0, steps = opts.steps,
+    tokenizer = data.tokenizer.hash }
   lumoe.manual_seed(opts.seed)
   self.batches = corpus.batches(data, opts)
   self.model = training.model(opts)
@@ -89,7 +93,7 @@ function training.run(opts, data, out)
   self.schedule = optim.schedule { 'inverse_sqrt', lr = opts.lr, warmup = opts.warmup }
   self.moe_layers = self.model:moe_layers()
   self.model:train()
-  local first = opts.resume and resume(self) + 1 or 1
+  local first = opts.resume and resume(self, data) + 1 or 1
 
   local records = lead and log.jsonl(path.join(out, 'metrics.jsonl'), { resume_step = opts.resume and first - 1 or nil })
   local board = lead and log.tensorboard(path.join(out, 'tensorboard'), { resume_step = opts.resume and first - 1 or nil })
@@ -107,8 +111,8 @@ function training.run(opts, data, out)
     last = now
 
     if not self.steps then
-      if step == MEASURED.from then measured_from = clock() end
-      if step == MEASURED.to then
+      if step == first + MEASURED.skipped then measured_from = clock() end
+      if step == first + MEASURED.skipped + MEASURED.steps then
         self.steps = fix_steps(self, step, clock() - measured_from)
         bar.total = self.steps
       end
