@@ -10,7 +10,11 @@ local NEVER = -1e30
 local function reorder(caches, order)
   for _, cache in ipairs(caches) do
     for _, part in pairs(cache) do
-      if part.k then part.k, part.v = part.k:index_select(0, order), part.v:index_select(0, order) end
+      for _, side in ipairs { 'k', 'v' } do
+        local before = part[side]
+        part[side] = lumoe.keep(before:index_select(0, order))
+        before:dispose()
+      end
     end
   end
 end
@@ -47,14 +51,17 @@ function search.beam(model, batch, opts)
   local best = {}   -- sentence -> { score, list }
   local done = {}
 
-  for position = 1, max_len do
+  -- One position: the 2 · beam best continuations of each sentence (so that beams remain when half of them
+  -- end) as Lua numbers. What else it makes, logits above all, goes with its scope.
+  local function continuations(position)
     local x = model:decode(last, opts.tags and opts.tags(rows, position - 1), memory, memory_valid, caches)
     local log_p = model:logits(x):float():log_softmax(-1):reshape(B, beam, -1)
-    local V = log_p:size(2)
-    local total = (log_p + scores:unsqueeze(2)):reshape(B, beam * V)
-    local top, ids = total:topk(2 * beam) -- so that beams remain when half of them end
-    local top_list, id_list = top:totable(), ids:totable()
+    local top, ids = (log_p + scores:unsqueeze(2)):reshape(B, -1):topk(2 * beam)
+    return top:totable(), ids:totable(), log_p:size(2)
+  end
 
+  for position = 1, max_len do
+    local top_list, id_list, V = lumoe.scope(continuations, position)
     local norm = ((5 + position) / 6) ^ alpha
     local order, next_last, next_scores, next_pieces, open = {}, {}, {}, {}, 0
     for b = 1, B do

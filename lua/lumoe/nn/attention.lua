@@ -1,4 +1,5 @@
 --- Multi-head attention (Vaswani et al. 2017, 3.2), over itself or over a memory, with a cache.
+local autograd = require 'lumoe.autograd'
 local module = require 'lumoe.nn.module'
 local Linear = require 'lumoe.nn.linear'
 local status = require 'lumoe.status'
@@ -43,8 +44,11 @@ local function append(cache, k, v)
     local capacity = math.max(16, 2 * to)
     local function grown(old, like)
       local new = tensor.zeros({ like:size(0), like:size(1), capacity, like:size(3) }, { dtype = like.dtype })
-      if old then new:narrow(2, 0, from):copy_(old:narrow(2, 0, from)) end
-      return new
+      if old then
+        new:narrow(2, 0, from):copy_(old:narrow(2, 0, from))
+        old:dispose()
+      end
+      return autograd.keep(new) -- it outlives the position's scope
     end
     cache.k, cache.v = grown(cache.k, k), grown(cache.v, v)
   end
@@ -69,7 +73,7 @@ function Attention:forward(x, opts)
       k, v = cache.k, cache.v
     else
       k, v = heads_of(self, self.key_value(opts.memory), 2)
-      if cache then cache.k, cache.v = k:contiguous(), v:contiguous() end
+      if cache then cache.k, cache.v = autograd.keep(k:contiguous()), autograd.keep(v:contiguous()) end
     end
   else
     q, k, v = heads_of(self, self.query_key_value(x), 3)
