@@ -377,6 +377,49 @@ describe('save refuses', function()
     end)
   end)
 
+  it('whatever call of the system fails, with a whole checkpoint left', function()
+    local file = require 'lumoe.checkpoint.file'
+    local File = debug.getmetatable(file.create '/dev/null').__index
+    local calls, failing
+    -- Makes the failing-th of these calls fail, half done where it can be.
+    local originals = { create = file.create, replace = file.replace, sync_dir = file.sync_dir, write = File.write, commit = File.commit }
+    local function fault(owner, name)
+      owner[name] = function(...)
+        calls = calls + 1
+        if calls == failing then error(name .. ' failed here', 0) end
+        return originals[name](...)
+      end
+    end
+    finally(function()
+      for _, name in ipairs { 'create', 'replace', 'sync_dir' } do file[name] = originals[name] end
+      File.write, File.commit = originals.write, originals.commit
+    end)
+    folder.with(function(dir)
+      local model = net()
+      local optimizer = adamw(model)
+      checkpoint.save(dir, { model = model, optimizer = optimizer, step = 1, extra = { step = 1 } })
+      for _, name in ipairs { 'create', 'replace', 'sync_dir' } do fault(file, name) end
+      for _, name in ipairs { 'write', 'commit' } do fault(File, name) end
+      local step, failures = 2, 0
+      repeat
+        calls, failing = 0, failures + 1
+        local ok, message = pcall(checkpoint.save, dir, { model = model, optimizer = optimizer, step = step, extra = { step = step },
+          keep = 1 })
+        if not ok then
+          failures = failures + 1
+          assert.matches('failed here', message)
+        end
+        failing = nil
+        local path, latest = checkpoint.latest(dir)
+        assert.is_true(latest == step or latest == step - 1)
+        assert.equal(latest, checkpoint.load(path, { model = model, optimizer = optimizer }).extra.step)
+        if latest == step then step = step + 1 end
+      until ok
+      assert.is_true(failures > 15, failures)
+      for _, name in ipairs(files(dir)) do assert.is_nil(name:match '%.part$') end
+    end)
+  end)
+
   it('a file where the folder should be', function()
     folder.with(function(dir)
       folder.write(dir .. '/file', 'x')
