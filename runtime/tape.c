@@ -275,6 +275,30 @@ int lm__give(lm_node *n, int input, lm_tensor *g) {
     return st;
 }
 
+/* The gradient of a whole that was cut: a second part is added where it belongs, so that
+ * cutting a tensor into n pieces does not make n gradients of its size. */
+int lm__give_part(lm_node *n, int input, lm_tensor *part, const int64_t *stride,
+                  int64_t offset) {
+    lm_edge *e = &n->edge[input];
+    if (!e->node || (lm__node_is_leaf(e->node) && !e->node->leaf)) return LM_OK;
+    lm_tensor *whole = NULL, *view = NULL, *sum = NULL;
+    lm_tensor *there = lm__node_is_leaf(e->node) ? NULL : e->node->grad[e->output];
+    int st = LM_OK;
+    if (there && ours_alone(there)) lm_tensor_retain(whole = there);
+    else {
+        there = NULL;
+        st = lm_tensor_full(part->dtype, e->ndim, e->shape, 0, &whole);
+    }
+    if (st == LM_OK)
+        st = lm__tensor_view(whole, part->ndim, part->shape, stride, offset, &view);
+    if (st == LM_OK && there) st = lm_add(view, part, &sum);
+    if (st == LM_OK) st = lm_tensor_copy(view, there ? sum : part);
+    lm_tensor_release(view), lm_tensor_release(sum);
+    if (st == LM_OK && !there) return lm__give(n, input, whole);
+    lm_tensor_release(whole);
+    return st;
+}
+
 int lm__leaf_grad(lm_node *n, int input, lm_tensor **out, bool *fresh) {
     *out = NULL, *fresh = false;
     lm_node *node = n->edge[input].node;
@@ -370,7 +394,9 @@ int lm_backward_begin(lm_tensor *root, lm_tensor *grad, int retain_graph) {
         walk *w = calloc(1, sizeof *w);
         if (!w) return lm_tensor_release(seed), lm_fail(LM_EOOM, "backward: no memory");
         w->outer = current, current = w;
-        return give_leaf(root, seed);
+        st = give_leaf(root, seed);
+        if (st != LM_OK) lm_backward_cancel();
+        return st;
     }
 
     walk *w = calloc(1, sizeof *w);

@@ -55,6 +55,10 @@ int lm__saved(lm_node *n, int slot, lm_tensor **out);
 lm_tensor *lm__grad(lm_node *n, int output); /* borrowed; NULL when none arrived */
 bool lm__wants(const lm_node *n, int input);
 int lm__give(lm_node *n, int input, lm_tensor *grad);
+/* The same for a part of the input, which lies there by these strides and offset (of the input
+ * when it is contiguous); the rest of the gradient is 0. Borrows part. */
+int lm__give_part(lm_node *n, int input, lm_tensor *part, const int64_t *stride,
+                  int64_t offset);
 /* The contiguous f32 gradient of a leaf input, for kernels that add into it (which saves a
  * buffer and a pass); NULL when the input is no leaf. Borrowed. *fresh: it was made just now
  * and holds nothing. */

@@ -204,9 +204,15 @@ int lm_tensor_arange(int dtype, double start, double step, int64_t count, lm_ten
     lm_tensor *t;
     int st = lm_tensor_new(dtype, 1, &count, &t);
     if (st != LM_OK) return st;
-    for (int64_t i = 0; i < count && st == LM_OK; i++)
-        st = lm_cpu_kernels.fill(t->data + i * dtype_size[dtype], dtype, 1,
-                                 start + step * (double)i);
+    for (int64_t i = 0; i < count && st == LM_OK; i++) {
+        double value = start + step * (double)i;
+        switch (dtype) {
+        case LM_F32: ((float *)(void *)t->data)[i] = (float)value; break;
+        case LM_I32: ((int32_t *)(void *)t->data)[i] = (int32_t)value; break;
+        case LM_I64: ((int64_t *)(void *)t->data)[i] = (int64_t)value; break;
+        default: st = lm_cpu_kernels.fill(t->data + i * dtype_size[dtype], dtype, 1, value);
+        }
+    }
     if (st == LM_OK) *out = t;
     else lm_tensor_release(t);
     return st;

@@ -143,23 +143,14 @@ int lm_expand(lm_tensor *x, int ndim, const int64_t *shape, lm_tensor **out) {
 
 /* ---- narrow, select ---- */
 
-static int narrow_backward(lm_node *n) { /* i: dim, start, length, selected */
-    lm_tensor *dy = lm__grad(n, 0), *g = NULL, *part = NULL;
-    int64_t shape[LM_MAX_DIMS];
-    memcpy(shape, n->edge[0].shape, sizeof shape);
-    int dim = (int)n->i[0];
-    int st = lm_tensor_full(dy->dtype, n->edge[0].ndim, shape, 0, &g);
-    if (st == LM_OK) {
-        shape[dim] = n->i[2];
-        st = lm__tensor_view(g, g->ndim, shape, g->stride, n->i[1] * g->stride[dim], &part);
-    }
-    lm_tensor *wide = NULL;
-    if (st == LM_OK && n->i[3]) st = lm_unsqueeze(dy, dim, &wide);
-    if (st == LM_OK) st = lm_tensor_copy(part, wide ? wide : dy);
-    lm_tensor_release(wide), lm_tensor_release(part);
-    if (st == LM_OK) return lm__give(n, 0, g);
-    lm_tensor_release(g);
-    return st;
+static int narrow_backward(lm_node *n) { /* i: dim, start, selected */
+    const lm_edge *e = &n->edge[0];
+    int64_t whole[LM_MAX_DIMS], stride[LM_MAX_DIMS];
+    int dim = (int)n->i[0], ndim = 0;
+    lm__contiguous_strides(e->ndim, e->shape, whole);
+    for (int d = 0; d < e->ndim; d++)
+        if (d != dim || !n->i[2]) stride[ndim++] = whole[d];
+    return lm__give_part(n, 0, lm__grad(n, 0), stride, n->i[1] * whole[dim]);
 }
 
 static int cut(const char *name, lm_tensor *x, int dim, int64_t start, int64_t length,
@@ -175,7 +166,7 @@ static int cut(const char *name, lm_tensor *x, int dim, int64_t start, int64_t l
     lm_node *n = NULL;
     int st = lm__tensor_view(x, ndim, shape, stride, x->numel ? start * x->stride[dim] : 0, &y);
     if (st == LM_OK) st = lm__record(name, narrow_backward, 1, &x, 1, &y, &n);
-    if (st == LM_OK && n) n->i[0] = dim, n->i[1] = start, n->i[2] = length, n->i[3] = selected;
+    if (st == LM_OK && n) n->i[0] = dim, n->i[1] = start, n->i[2] = selected;
     return lm__finish(st, y, out);
 }
 

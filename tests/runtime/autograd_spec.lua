@@ -44,6 +44,16 @@ describe('backward', function()
     assert.same({ 6 }, b.grad:totable())
   end)
 
+  it('adds up pieces of what was computed, overlapping ones and those that keep no dim', function()
+    for _, dtype in ipairs { 'f32', 'bf16' } do
+      local x = leaf { { 1, 2 }, { 3, 4 }, { 5, 6 }, { 7, 8 } }
+      local y = (x * 1):to(dtype)
+      local loss = (y:narrow(0, 0, 3) * 2):sum() + y[{ { 1, 4 }, 0 }]:sum() + (y[2] * 5):sum() + y:sum()
+      loss:backward()
+      assert.same({ { 3, 3 }, { 4, 3 }, { 9, 8 }, { 2, 1 } }, x.grad:totable())
+    end
+  end)
+
   it('refuses what no gradient reaches', function()
     fails('backward: nothing that this was computed from requires a gradient',
       function() (lumoe.ones(1) * 2):backward() end)
