@@ -48,6 +48,12 @@ package and thus under that package's licence. Before you pass on these texts, o
 ]],
 }
 
+-- Mozilla's packages name the country in some languages.
+local mozilla_suffix = {
+  es = 'es-es', pt = 'pt-pt', nb = 'nb-no', nn = 'nn-no', sv = 'sv-se', pa = 'pa-in', hi = 'hi-in', gu = 'gu-in', ga = 'ga-ie',
+  hy = 'hy-am', ne = 'ne-np', fy = 'fy-nl',
+}
+
 --- Three sources with prose and few packages: the default.
 ---@type lumoe.data.Source[]
 sources.small = { gnome_help, libreoffice_help, descriptions }
@@ -92,7 +98,10 @@ sources.all = {
   { name = 'mediawiki', reader = 'mediawiki', packages = shared 'mediawiki' },
   {
     name = 'mozilla', reader = 'mozilla', english = words 'firefox-esr-l10n-en-gb thunderbird-l10n-en-gb',
-    packages = each_language 'firefox-esr-l10n-%s thunderbird-l10n-%s',
+    packages = function(lang)
+      local suffix = mozilla_suffix[lang] or languages.package_suffix(lang)
+      return { 'firefox-esr-l10n-' .. suffix, 'thunderbird-l10n-' .. suffix }
+    end,
   },
   {
     name = 'applications', reader = 'gettext_mo',
@@ -100,7 +109,7 @@ sources.all = {
       inkscape gimp-data vlc-l10n gnucash-common wordpress-l10n phpmyadmin libgtk-3-common krita-l10n audacity-data
       binutils-common gnome-control-center-data evolution-data-server-common git libglib2.0-data calligrasheets-data ]],
   },
-  { name = 'libreoffice-ui', reader = 'gettext_mo', packages = each_language 'libreoffice-l10n-%s' },
+  { name = 'libreoffice-ui', reader = 'gettext_mo', packages = each_language 'libreoffice-l10n-%s libreoffice-l10n-%s-in' },
 }
 
 --- The sources of a set of that name; raises for an unknown one.
