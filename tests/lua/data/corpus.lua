@@ -1,8 +1,11 @@
---- A small corpus in the forms of the default sources, made of words by a fixed generator: enough pages to make LuaJIT compile the readers.
+--- A small corpus in the forms of the default sources, made of words by a fixed generator:
+-- enough pages to make LuaJIT compile the readers.
 local corpus = {}
 
-local english = 'open close the a file window menu print select choose option page text letter number color button help change insert format table'
-local german = 'öffnen schließen die eine Datei Fenster Menü drucken auswählen wählen Option Seite Text Brief Zahl Farbe Knopf Hilfe ändern einfügen Format Tabelle'
+local english = 'open close the a file window menu print select choose option page text letter number color button help change '
+  .. 'insert format table'
+local german = 'öffnen schließen die eine Datei Fenster Menü drucken auswählen wählen Option Seite Text Brief Zahl Farbe Knopf '
+  .. 'Hilfe ändern einfügen Format Tabelle'
 
 local function words_of(list)
   local words = {}

@@ -51,7 +51,8 @@ function fake_apt.new(packages, lists)
   for name, files in pairs(packages) do
     local root = directory(files)
     shell.mkdir(root .. '/DEBIAN')
-    shell.write(root .. '/DEBIAN/control', ('Package: %s\nVersion: 1:2\nArchitecture: all\nMaintainer: n <n@example.org>\nDescription: d\n'):format(name))
+    shell.write(root .. '/DEBIAN/control',
+      ('Package: %s\nVersion: 1:2\nArchitecture: all\nMaintainer: n <n@example.org>\nDescription: d\n'):format(name))
     local deb = ('%s/debs/%s_1%%3a2_all.deb'):format(dir, name)
     assert(shell.lines(('dpkg-deb -Zgzip -b %s %s >/dev/null 2>&1'):format(root, shell.quote(deb))) == 0)
     shell.remove(root)

@@ -3,7 +3,8 @@ local languages = require 'lumoe.data.languages'
 describe('languages', function()
   it('reads locale names', function()
     for locale, code in pairs {
-      de = 'de', ['de_DE.UTF-8'] = 'de', ['pt-BR'] = 'pt_BR', pt = 'pt', zh_CN = 'zh', ['zh-tw'] = 'zh_TW', no = 'nb', iw = 'he', en_GB = 'en_GB',
+      de = 'de', ['de_DE.UTF-8'] = 'de', ['pt-BR'] = 'pt_BR', pt = 'pt', zh_CN = 'zh', ['zh-tw'] = 'zh_TW', no = 'nb',
+        iw = 'he', en_GB = 'en_GB',
       C = false, es_MX = false, ['sr@latin'] = false, ['ca-valencia'] = false, de_CH = false,
     } do
       assert.equal(code or nil, languages.of_locale(locale), locale)

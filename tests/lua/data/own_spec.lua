@@ -56,7 +56,8 @@ describe("the user's own texts", function()
 
   it("uses the user's test file as it is, and keeps its English out of training in every language", function()
     run {
-      ['test.de.tsv'] = 'The red house\tDas rote Haus\nThe red house\tDas rote Haus\n', ['de.tsv'] = 'A cat\tEine Katze\nthe Red house!\tx\n',
+      ['test.de.tsv'] = 'The red house\tDas rote Haus\nThe red house\tDas rote Haus\n',
+        ['de.tsv'] = 'A cat\tEine Katze\nthe Red house!\tx\n',
       ['fr.tsv'] = 'The red house.\tLa maison rouge\nA cat\tUn chat\n',
     }
     assert.equal(('The red house\tDas rote Haus\ttest.de.tsv\t0.00\n'):rep(2), shell.read(dir .. '/out/test.de.tsv'))

@@ -16,7 +16,9 @@ describe('prepare', function()
   end
   local function contents(dir)
     local all = {}
-    for _, split in ipairs { 'train', 'valid', 'test' } do all[split] = assert(shell.read(('%s/%s/%s.de.tsv'):format(work, dir, split))) end
+    for _, split in ipairs { 'train', 'valid', 'test' } do
+      all[split] = assert(shell.read(('%s/%s/%s.de.tsv'):format(work, dir, split)))
+    end
     return all
   end
 

@@ -11,7 +11,8 @@ describe('text', function()
   end)
 
   it('finds the first byte that is not UTF-8', function()
-    for _, good in ipairs { '', 'plain', 'Käse', 'сыр', '치즈', '😀', '\239\191\189' } do assert.is_nil(text.invalid_utf8(good)) end
+    for _, good in ipairs { '', 'plain', 'Käse', 'сыр', '치즈', '😀',
+      '\239\191\189' } do assert.is_nil(text.invalid_utf8(good)) end
     local bad = {
       ['caf\233'] = 4, -- Latin-1
       ['\192\175'] = 1, -- overlong

@@ -39,11 +39,13 @@ end
 
 describe('bible', function()
   it('aligns verses by index, without notes, titles and empty ones', function()
-    local english = testament('engKJV2006eb', 'nt', { '<title>One</title>', '<w>In</w> the <w>beginning</w>.<note>n</note>' }, { 'Second.', 'Third.' })
+    local english = testament('engKJV2006eb', 'nt', { '<title>One</title>',
+      '<w>In</w> the <w>beginning</w>.<note>n</note>' }, { 'Second.', 'Third.' })
     local spanish = testament('spaRV1909eb', 'nt', { '<title>Uno</title>', '¶ EN el <i>principio</i>.' }, { 'Segundo.', '' })
     for path in pairs(spanish) do assert.is_true(reader.wants(path)) end
     assert.is_false(reader.wants('usr/share/sword/mods.d/x.conf'))
-    assert.same({ 'es: In the beginning. = EN el principio.', 'es: Second. = Segundo.' }, collect(reader, spanish, reader.english(english)))
+    assert.same({ 'es: In the beginning. = EN el principio.', 'es: Second. = Segundo.' }, collect(reader, spanish,
+      reader.english(english)))
   end)
 
   it('leaves modules of another versification', function()

@@ -13,11 +13,13 @@ describe('debian_docs', function()
   it('aligns books whose English is a package of its own', function()
     local english = reader.english {
       ['usr/share/debian-reference/ch01.en.html'] = '<p>One.</p>', ['usr/share/doc/debian/FAQ/basic.en.html'] = '<p>Two.</p>',
-      ['usr/share/developers-reference/index.html'] = '<p>Three.</p>', ['usr/share/doc/maint-guide/html/start.en.html'] = '<p>Four.</p>',
+      ['usr/share/developers-reference/index.html'] = '<p>Three.</p>',
+        ['usr/share/doc/maint-guide/html/start.en.html'] = '<p>Four.</p>',
     }
     assert.same({ 'de: One. = Eins.', 'de: Three. = Drei.', 'de: Two. = Zwei.', 'de: Four. = Vier.' }, collect(reader, {
       ['usr/share/debian-reference/ch01.de.html'] = '<p>Eins.</p>', ['usr/share/doc/debian/FAQ/de/basic.de.html'] = '<p>Zwei.</p>',
-      ['usr/share/developers-reference/de/index.html'] = '<p>Drei.</p>', ['usr/share/doc/maint-guide-de/html/start.de.html'] = '<p>Vier.</p>',
+      ['usr/share/developers-reference/de/index.html'] = '<p>Drei.</p>',
+        ['usr/share/doc/maint-guide-de/html/start.de.html'] = '<p>Vier.</p>',
     }, english))
   end)
 

@@ -9,7 +9,8 @@ describe('gnome_help', function()
   it('aligns pages of equal skeleton', function()
     local german = [[<page><info><desc>Einem Netzwerk beitreten.</desc><mal:credit><p>Übersetzung</p></mal:credit></info><title>Netzwerke</title>
       <p>Klicken Sie auf <gui>Einstellungen</gui>.</p><code>x = 2</code><media src="b.png"/></page>]]
-    assert.same({ 'de: Join a network. = Einem Netzwerk beitreten.', 'de: Networks = Netzwerke', 'de: Click Settings. = Klicken Sie auf Einstellungen.' },
+    assert.same({ 'de: Join a network. = Einem Netzwerk beitreten.', 'de: Networks = Netzwerke',
+      'de: Click Settings. = Klicken Sie auf Einstellungen.' },
       collect(reader, { ['usr/share/help/C/app/net.page'] = english, ['usr/share/help/de/app/net.page'] = german }))
   end)
 

@@ -5,7 +5,8 @@ local base = 'usr/share/doc/HTML/'
 
 describe('kde_help', function()
   it('reads names for entities, and stops before the credits that translators add', function()
-    local english = '<book><chapter><title>First</title>' .. ('<para>Use &konqueror; now.</para>'):rep(8) .. '<para>End.</para></chapter></book>'
+    local english = '<book><chapter><title>First</title>' .. ('<para>Use &konqueror; now.</para>'):rep(8)
+      .. '<para>End.</para></chapter></book>'
     local german = '<book><chapter><title>Erstes</title>' .. ('<para>Nutzen Sie jetzt &konqueror;.</para>'):rep(8)
       .. '<note><para>Übersetzung</para></note></chapter></book>'
     local list = collect(reader, { [base .. 'en/app/index.docbook'] = english, [base .. 'de/app/index.docbook'] = german })

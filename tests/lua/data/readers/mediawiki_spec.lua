@@ -6,8 +6,12 @@ local base = 'usr/share/mediawiki/languages/i18n/'
 describe('mediawiki', function()
   it('aligns by key, reads links as their text, leaves templates', function()
     assert.same({ "de: See the help = Siehe die Hilfe", 'de: Two words = Zwei Wörter' }, collect(reader, {
-      [base .. 'en.json'] = [=[{"@metadata": {"authors": ["a"]}, "a": "See [[Help:Contents|the help]]", "b": "''Two'' words", "c": "{{PLURAL}}", "d": "x"}]=],
-      [base .. 'de.json'] = [=[{"@metadata": {}, "a": "Siehe [[Hilfe|die Hilfe]]", "b": "Zwei '''Wörter'''", "c": "{{PLURAL}}", "e": "y"}]=],
+      [base .. 'en.json'] = [=[{
+        "@metadata": {"authors": ["a"]}, "a": "See [[Help:Contents|the help]]", "b": "''Two'' words", "c": "{{PLURAL}}", "d": "x"
+      }]=],
+      [base .. 'de.json'] = [=[{
+        "@metadata": {}, "a": "Siehe [[Hilfe|die Hilfe]]", "b": "Zwei '''Wörter'''", "c": "{{PLURAL}}", "e": "y"
+      }]=],
       [base .. 'fr.json'] = 'not json',
     }))
   end)

@@ -28,12 +28,15 @@ local function archive(files)
     local method = #content > 40 and 8 or 0
     local packed = method == 8 and deflate(content) or content
     local sizes = little(0, 4) .. little(#packed, 4) .. little(#content, 4) .. little(#name, 2)
-    index = index .. 'PK\1\2' .. little(20, 2) .. little(20, 2) .. little(0, 2) .. little(method, 2) .. little(0, 4) .. sizes .. little(0, 2)
+    index = index .. 'PK\1\2' .. little(20, 2) .. little(20, 2) .. little(0, 2) .. little(method, 2) .. little(0, 4)
+      .. sizes .. little(0, 2)
       .. little(0, 2) .. little(0, 8) .. little(#data, 4) .. name
-    data = data .. 'PK\3\4' .. little(20, 2) .. little(0, 2) .. little(method, 2) .. little(0, 4) .. sizes .. little(0, 2) .. name .. packed
+    data = data .. 'PK\3\4' .. little(20, 2) .. little(0, 2) .. little(method, 2) .. little(0, 4) .. sizes .. little(0, 2)
+      .. name .. packed
     count = count + 1
   end
-  return data .. index .. 'PK\5\6' .. little(0, 4) .. little(count, 2) .. little(count, 2) .. little(#index, 4) .. little(#data, 4) .. little(0, 2)
+  return data .. index .. 'PK\5\6' .. little(0, 4) .. little(count, 2) .. little(count, 2) .. little(#index, 4)
+    .. little(#data, 4) .. little(0, 2)
 end
 
 local base = 'usr/lib/firefox-esr/browser/extensions/langpack-'
@@ -48,7 +51,9 @@ describe('mozilla', function()
       ['chrome/en-GB/b.properties'] = '! x\nAlert = Look out\nCaf = caf\\u00e9',
     } }
     german = { [base .. 'de@firefox-esr.mozilla.org.xpi'] = archive {
-      ['localization/de/a.ftl'] = 'welcome = Willkommen bei { -brand-short-name }\n  und guten Tag\n    .label = Hallo\n    .accesskey = a\nonly = Nur hier\n',
+      ['localization/de/a.ftl'] = 'welcome = Willkommen bei { -brand-short-name }\n  und guten Tag\n'
+        .. '    .label = Hallo\n    .accesskey = a\n'
+        .. 'only = Nur hier\n',
       ['chrome/de/b.properties'] = 'Alert = Achtung\nCaf = Kaffee',
     } }
   end)
@@ -57,7 +62,8 @@ describe('mozilla', function()
     local list = collect(reader, german, reader.english(english))
     table.sort(list)
     assert.same({
-      'de: Hello = Hallo', 'de: Look out = Achtung', 'de: Welcome to Firefox and good day = Willkommen bei Firefox und guten Tag', 'de: café = Kaffee',
+      'de: Hello = Hallo', 'de: Look out = Achtung',
+        'de: Welcome to Firefox and good day = Willkommen bei Firefox und guten Tag', 'de: café = Kaffee',
     }, list)
   end)
 
