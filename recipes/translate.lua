@@ -1,7 +1,7 @@
 --- Trains a multilingual translator: a scaled-down Z-code M3 (arXiv 2109.10465), an encoder-decoder
 -- Transformer with experts in every second layer, on translation and denoising of many languages at once.
 --
---   ./lumoe recipes/translate.lua                        de fr es it into English, 25 minutes
+--   ./lumoe recipes/translate.lua                        de fr es it into English, 15 minutes
 --   ./lumoe recipes/translate.lua --langs de,ja --minutes 10 --experts 16
 --   ./lumoe -np 2 recipes/translate.lua --ep 2           experts spread over two processes
 local lumoe = require 'lumoe'

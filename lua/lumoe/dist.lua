@@ -8,6 +8,7 @@
 -- ranks that hold a replica of it.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local handle = require 'lumoe.handle'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -193,8 +194,8 @@ end
 function dist.grad_norm(module)
   local total, sharded = 0, {} -- sums of squares; ep -> those of this rank's experts
   each(module, function(p, mesh)
-    local grad = p.grad
-    local squares = grad ~= nil and grad:square():sum():item() or 0
+    check(C.lm_optim_grad_sqsum(handle.pointer(p), one))
+    local squares = one[0]
     if mesh and mesh.ep > 1 then sharded[mesh.ep] = (sharded[mesh.ep] or 0) + squares
     else total = total + squares end
   end)

@@ -67,11 +67,13 @@ function options.parse(arguments)
     option('--noise', 0, number(0, 100), 'Scale of the noise on the router\'s logits'):argname 'S',
     option('--dropout', 0.1, number(0, 0.99), 'Dropout'):argname 'P')
   group('Training',
-    p:option('--minutes', 'Time budget of training, turned once into steps (25)'):argname 'M':convert(number(0, 1e6)),
+    p:option('--minutes', 'Time budget of training, turned once into steps (15)'):argname 'M':convert(number(0, 1e6)),
     p:option('--steps', 'Steps, instead of minutes'):argname 'N':convert(count(0)),
     option('--batch', 4096, count(16), 'Tokens of a step, source and target'):argname 'N',
     option('--micro-batches', 1, count(1), 'Parts of a step, for less memory'):argname 'N',
     option('--lr', 0.003, number(0, 10), 'Peak learning rate'):argname 'LR',
+    p:option('--schedule', 'After the warm-up: cosine, linear or inverse_sqrt (cosine)', 'cosine')
+      :choices { 'cosine', 'linear', 'inverse_sqrt', 'constant' },
     option('--warmup', 300, count(0), 'Steps to the peak'):argname 'N',
     option('--label-smoothing', 0.1, number(0, 1), 'Label smoothing'):argname 'E',
     option('--clip', 1, number(0, 1e9), 'Largest norm of the gradient'):argname 'N',
@@ -92,7 +94,7 @@ function options.parse(arguments)
   local opts = p:parse(arguments)
   if opts.minutes and opts.steps then p:error '--minutes and --steps: give one of them' end
   if not opts.langs and not opts.data then opts.langs = languages '4' end
-  if not opts.steps then opts.minutes = opts.minutes or 25 end
+  if not opts.steps then opts.minutes = opts.minutes or 15 end
   if opts.top_k > opts.experts then
     p:error(('--top-k %d: there are only %d experts'):format(opts.top_k, opts.experts))
   end

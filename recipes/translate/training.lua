@@ -44,6 +44,18 @@ local function train_step(self, step)
   return totals
 end
 
+-- The learning rate sees steps only. Until minutes have become steps, it is the warm-up or its end.
+local function schedule_of(self)
+  local opts, shape = self.opts, nil
+  local before = optim.schedule { 'constant', lr = opts.lr, warmup = opts.warmup }
+  return function(step)
+    if self.steps and not shape then
+      shape = optim.schedule { opts.schedule, lr = opts.lr, warmup = opts.warmup, steps = self.steps, floor = 0.02 }
+    end
+    return (shape or before)(step)
+  end
+end
+
 -- Load, drops and evenness of every MoE layer since the last record.
 local function usage(self)
   local layers, dropped, routed = {}, 0, 0
@@ -90,7 +102,7 @@ function training.run(opts, data, out)
   self.batches = corpus.batches(data, opts)
   self.model = training.model(opts)
   self.optimizer = optim.AdamW(self.model:named_parameters(), { betas = { 0.9, 0.98 }, eps = 1e-9, weight_decay = 0 })
-  self.schedule = optim.schedule { 'inverse_sqrt', lr = opts.lr, warmup = opts.warmup }
+  self.schedule = schedule_of(self)
   self.moe_layers = self.model:moe_layers()
   self.model:train()
   local first = opts.resume and resume(self, data) + 1 or 1
