@@ -11,7 +11,7 @@ local run = { lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe' }
 run.TINY = {
   langs = 'es', vocab = 500, dim = 32, heads = 2, hidden = 48, ['encoder-layers'] = 2, ['decoder-layers'] = 2,
   experts = 4, ['top-k'] = 2, noise = 1, capacity = 1, batch = 400, precision = 'f32', warmup = 10, ['log-every'] = 1,
-  ['max-pieces'] = 96, directions = 'both', steps = 5, ['no-eval'] = true,
+  ['max-pieces'] = 96, directions = 'both', steps = 5, schedule = 'inverse_sqrt', ['no-eval'] = true,
 }
 
 --- A temporary directory with the sample as a user's own text: the last 24 verses are the test.
@@ -37,7 +37,7 @@ local function words(options)
   local list = {}
   for name, value in pairs(tablex.update(tablex.copy(run.TINY), options)) do
     if value == true then list[#list + 1] = '--' .. name
-    elseif value ~= false then list[#list + 1] = ('--%s %s'):format(name, utils.quote_arg(tostring(value))) end
+    elseif value ~= false then list[#list + 1] = ('--%s=%s'):format(name, utils.quote_arg(tostring(value))) end
   end
   table.sort(list)
   return table.concat(list, ' ')

@@ -42,7 +42,7 @@ describe('training in recipes/translate.lua', function()
       end
     end
     assert.is_true(dropped / 50 > 0.01)
-    assert.near(0.003 * math.sqrt(10 / 50), last.lr, 1e-9)
+    assert.near(0.003 * (0.02 + 0.98 * math.sqrt(10 / 50)), last.lr, 1e-9)
   end)
 
   for _, layout in ipairs { { 2, 1 }, { 2, 2 }, { 4, 2 }, { 4, 4 } } do

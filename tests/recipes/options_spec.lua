@@ -1,0 +1,57 @@
+local run = require 'tests.recipes.run'
+
+describe('the command line of recipes/translate.lua', function()
+  local function says(options, how)
+    local code, _, errors = run.translate('/nonexistent', 'out', options, how)
+    assert.is_true(code ~= 0)
+    return errors
+  end
+
+  for want, options in pairs {
+    ["unknown option '--bogus'"] = { bogus = 1 },
+    ['--top-k 5: there are only 4 experts'] = { ['top-k'] = 5 },
+    ['--dim 32 does not divide into --heads 3'] = { heads = 3 },
+    ['--dim 30, --heads 2: a head must have an even width'] = { dim = 30 },
+    ['--minutes and --steps: give one of them'] = { minutes = 1 },
+    ['--ep 3 does not divide the 1 rank of this job'] = { ep = 3 },
+    ["'many' is no number"] = { steps = 'many' },
+    ["'1.5' is not a whole number"] = { experts = 1.5 },
+    ["'-1' is not in 0 to"] = { capacity = -1 },
+    ["'1' is not in 0 to 0.99"] = { dropout = 1 },
+    ["'d3' is no language code"] = { langs = 'd3' },
+    ['names no language besides English'] = { langs = 'en' },
+    ["must be one of 'auto', 'f32', 'bf16'"] = { precision = 'f16' },
+    ["must be one of 'into', 'from', 'both'"] = { directions = 'out' },
+    ['/nonexistent/text: no such directory'] = {},
+  } do
+    it('says: ' .. want, function()
+      local errors = says(options)
+      assert.truthy(errors:find(want, 1, true), errors)
+    end)
+  end
+
+  it('says so on ranks, and ends them', function()
+    local errors = says({ ep = 3 }, { ranks = 2 })
+    assert.truthy(errors:find('--ep 3 does not divide the 2 ranks of this job', 1, true), errors)
+  end)
+
+  it('has help on every option', function()
+    local code, output = run.shell(run.command('recipes/translate.lua', '--help'))
+    assert.equal(0, code)
+    for name in pairs(run.TINY) do assert.truthy(output:find('--' .. name, 1, true), name) end
+    for _, name in ipairs { 'minutes', 'seed', 'resume', 'out', 'ep', 'data', 'compare-dense', 'beam', 'micro-batches' } do
+      assert.truthy(output:find('--' .. name, 1, true), name)
+    end
+    for _, script in ipairs { 'evaluate', 'interactive' } do
+      assert.equal(0, (run.shell(run.command(('recipes/%s.lua'):format(script), '--help'))))
+    end
+  end)
+
+  it('the other recipes name a place without a checkpoint', function()
+    for _, script in ipairs { 'evaluate', 'interactive' } do
+      local code, _, errors = run.shell(run.command(('recipes/%s.lua'):format(script), '/nonexistent'))
+      assert.is_true(code ~= 0)
+      assert.matches('/nonexistent: no checkpoint there', errors)
+    end
+  end)
+end)
