@@ -61,15 +61,22 @@ function corpus.open(opts)
     end
     local tokenizer = text.load(model)
     for _, lang in ipairs(langs) do
-      tokenizer:encode_tsv(file('train', lang), corpus.stream_paths(model, 'train', lang))
+      for _, split in ipairs { 'train', 'valid' } do
+        if path.exists(file(split, lang)) then
+          tokenizer:encode_tsv(file(split, lang), corpus.stream_paths(model, split, lang))
+        end
+      end
     end
   end)
 
-  local self = { dir = dir, langs = langs, file = file, tokenizer = text.load(model), streams = {} }
+  local self = { dir = dir, langs = langs, file = file, tokenizer = text.load(model), streams = {}, valid_streams = {} }
   self.languages = { 'en', unpack(langs) }
   for _, lang in ipairs(langs) do
-    local paths = corpus.stream_paths(model, 'train', lang)
-    self.streams[lang] = { data.stream.open(paths[1]), data.stream.open(paths[2]) }
+    local function streams(split)
+      local paths = corpus.stream_paths(model, split, lang)
+      return path.exists(paths[1]) and { data.stream.open(paths[1]), data.stream.open(paths[2]) } or nil
+    end
+    self.streams[lang], self.valid_streams[lang] = streams 'train', streams 'valid'
   end
   return self
 end
@@ -87,27 +94,45 @@ function corpus.stream_paths(model, split, lang)
   return { stem .. '.en.tokens', stem .. '.tokens' }
 end
 
---- The mixture: translation in the directions asked for, and denoising of both sides.
-function corpus.batches(self, opts)
+-- Translation in the directions asked for, over one split's streams.
+local function translations(langs, streams, opts)
   local tasks = {}
-  for _, lang in ipairs(self.langs) do
-    local english, other = self.streams[lang][1], self.streams[lang][2]
-    if opts.directions ~= 'from' then
-      tasks[#tasks + 1] = { source = other, target = english, from = lang, to = 'en' }
+  for _, lang in ipairs(langs) do
+    local pair = streams[lang]
+    if pair and opts.directions ~= 'from' then
+      tasks[#tasks + 1] = { source = pair[2], target = pair[1], from = lang, to = 'en' }
     end
-    if opts.directions ~= 'into' then
-      tasks[#tasks + 1] = { source = english, target = other, from = 'en', to = lang }
+    if pair and opts.directions ~= 'into' then
+      tasks[#tasks + 1] = { source = pair[1], target = pair[2], from = 'en', to = lang }
     end
-    if opts.denoising > 0 then
-      tasks[#tasks + 1] = { source = other, from = lang, to = lang, kind = 'denoising' }
-      tasks[#tasks + 1] = { source = english, from = 'en', to = 'en', kind = 'denoising' }
-    end
+  end
+  return tasks
+end
+
+--- The mixture that is trained on: translation, and denoising of both sides.
+function corpus.batches(self, opts)
+  local tasks = translations(self.langs, self.streams, opts)
+  for _, lang in ipairs(opts.denoising > 0 and self.langs or {}) do
+    local english, other = unpack(self.streams[lang])
+    tasks[#tasks + 1] = { source = other, from = lang, to = lang, kind = 'denoising' }
+    tasks[#tasks + 1] = { source = english, from = 'en', to = 'en', kind = 'denoising' }
   end
   return data.batches.new {
     tokenizer = self.tokenizer, languages = self.languages, tasks = tasks, tokens = opts.batch,
     micro_batches = opts.micro_batches, temperature = opts.temperature, denoising = opts.denoising,
     max_pieces = opts.max_pieces, seed = opts.seed, source_tags = true,
   }
+end
+
+--- Every validation sentence once, or nil where there are none.
+function corpus.valid_batches(self, opts)
+  local tasks = translations(self.langs, self.valid_streams, opts)
+  if #tasks == 0 then return nil end
+  local batches = data.batches.fixed {
+    tokenizer = self.tokenizer, languages = self.languages, tasks = tasks, tokens = opts.batch,
+    max_pieces = opts.max_pieces, source_tags = true,
+  }
+  return batches.steps > 0 and batches or nil
 end
 
 local POSITIONS = 2 ^ 20 -- more than any sentence has: sequence · POSITIONS + position numbers the tokens of a step

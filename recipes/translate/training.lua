@@ -69,10 +69,35 @@ local function usage(self)
   return layers, routed > 0 and dropped / routed or 0
 end
 
+-- The loss of the validation sentences by target piece, as the training loss is: with label smoothing, but
+-- without dropout, noise and drops.
+local function valid_loss(self)
+  if not self.valid then return nil end
+  local sum, count = 0, 0
+  self.model:eval()
+  lumoe.no_grad(function()
+    for step = 0, self.valid.steps - 1 do
+      lumoe.scope(function()
+        local raw = self.valid:get(step, 0, dist.rank(), dist.world_size())
+        local batch = corpus.tensors(raw, self.valid.pad)
+        batch.src_tags.tokens, batch.tgt_tags.tokens = nil, nil -- sentences of several tasks share numbers
+        sum = sum + self.model:loss(batch):item()
+        count = count + raw.step_tgt_tokens
+      end)
+    end
+  end)
+  self.model:train()
+  for _, moe in ipairs(self.moe_layers) do moe.layer:reset_stats() end -- they tell of training
+  return dist.reduce_number(sum) / count
+end
+
 local function save(self, step)
   local state = { opts = self.opts, steps = self.steps, tokens = self.tokens, seconds = self.seconds,
     tokenizer = self.tokenizer }
-  checkpoint.save(self.out, { model = self.model, optimizer = self.optimizer, step = step, extra = state, keep = 2 })
+  local loss = valid_loss(self)
+  checkpoint.save(self.out, { model = self.model, optimizer = self.optimizer, step = step, extra = state, keep = 2,
+    best = loss and -loss })
+  return loss
 end
 
 local function resume(self, data)
@@ -99,7 +124,7 @@ function training.run(opts, data, out)
   local self = { opts = opts, out = out, tokens = 0, seconds = 0, steps = opts.steps,
     tokenizer = data.tokenizer.hash }
   lumoe.manual_seed(opts.seed)
-  self.batches = corpus.batches(data, opts)
+  self.batches, self.valid = corpus.batches(data, opts), corpus.valid_batches(data, opts)
   self.model = training.model(opts)
   self.optimizer = optim.AdamW(self.model:named_parameters(), { betas = { 0.9, 0.98 }, eps = 1e-9, weight_decay = 0 })
   self.schedule = schedule_of(self)
@@ -130,20 +155,22 @@ function training.run(opts, data, out)
       end
     end
     bar:update(1, { tokens = now.tokens, loss = now.loss, dropped = self.dropped, lr = now.lr })
-    if step % opts.log_every == 0 or step == self.steps then
-      local layers, dropped = usage(self)
-      self.dropped = dropped
-      if lead then
-        records:write { step = step, loss = now.loss, tokens = self.tokens, tokens_per_s = self.tokens / self.seconds,
-          seconds = self.seconds, lr = now.lr, grad_norm = now.grad_norm, dropped = dropped, layers = layers }
-        board:scalars(step, { loss = now.loss, lr = now.lr, grad_norm = now.grad_norm, dropped = dropped })
-      end
-    end
-    local stop = stopping.asked()
-    local due = dist.reduce_number(lead and clock() - saved > opts.checkpoint_minutes * 60 and 1 or 0) > 0
-    if due or stop or step == self.steps then
-      save(self, step)
+    -- Time decides when to save, but only at steps that are logged, so that every record is a whole one.
+    local logged, stop = step % opts.log_every == 0 or step == self.steps, stopping.asked()
+    local late = lead and clock() - saved > opts.checkpoint_minutes * 60
+    local layers, loss
+    if logged then layers, self.dropped = usage(self) end
+    if stop or step == self.steps or (logged and dist.reduce_number(late and 1 or 0) > 0) then
+      loss = save(self, step)
       saved = clock()
+    end
+    if logged and lead then
+      records:write { step = step, loss = now.loss, valid_loss = loss, tokens = self.tokens, seconds = self.seconds,
+        tokens_per_s = self.tokens / self.seconds, lr = now.lr, grad_norm = now.grad_norm, dropped = self.dropped,
+        layers = layers }
+      board:scalars(step, { loss = now.loss, valid_loss = loss, lr = now.lr, grad_norm = now.grad_norm,
+        dropped = self.dropped })
+      if loss then bar:message(('step %d: validation loss %.3f, saved'):format(step, loss)) end
     end
     if stop then break end
   end
