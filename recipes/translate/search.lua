@@ -26,6 +26,16 @@ local function repeated(x, times) -- [B, ..] to [B · times, ..], each row `time
   return x:unsqueeze(1):expand(wide):reshape(flat)
 end
 
+-- How many pieces each sentence may have: its own affair, whatever the batch holds besides. And the most.
+local function limits_of(batch, max_len)
+  local limits, most = batch.src_tags.valid:float():sum(-1):totable(), 0
+  for b, n in ipairs(limits) do
+    limits[b] = max_len or math.floor(1.5 * n) + 10
+    most = math.max(most, limits[b])
+  end
+  return limits, most
+end
+
 --- Translates one batch.
 ---@param model table    Translator, in evaluation
 ---@param batch table    src [B, S] i32, src_tags, start [B] i32 (first piece of each target)
@@ -33,8 +43,8 @@ end
 ---@return integer[][] hypotheses  pieces without start and eos
 function search.beam(model, batch, opts)
   local beam, eos, alpha = opts.beam, opts.eos, opts.alpha or 0.6
-  local B, S = batch.src:size(0), batch.src:size(1)
-  local max_len = opts.max_len or math.floor(1.5 * S) + 10
+  local B = batch.src:size(0)
+  local limits, max_len = limits_of(batch, opts.max_len)
   local rows = B * beam
 
   local memory = model:encode(batch.src, batch.src_tags)
@@ -78,9 +88,14 @@ function search.beam(model, batch, opts)
           order[#order + 1], next_last[#next_last + 1] = row, piece
           next_scores[#next_scores + 1] = done[b] and NEVER or score
           next_pieces[(b - 1) * beam + kept - 1] = { before = pieces[row], piece = piece }
-          -- log p only falls: an open beam that cannot win any more ends the sentence
+          -- No open beam is worth more than what has ended: the usual place to stop, although with alpha > 0
+          -- a longer one could still win.
           if kept == 1 and best[b] and score / norm <= best[b].score then done[b] = true end
         end
+      end
+      if position == limits[b] then
+        done[b] = true
+        best[b] = best[b] or { score = -math.huge, list = next_pieces[(b - 1) * beam] }
       end
       if not done[b] then open = open + 1 end
     end
@@ -94,7 +109,7 @@ function search.beam(model, batch, opts)
 
   local hypotheses = {}
   for b = 1, B do
-    local node, reversed = best[b] and best[b].list or not best[b] and pieces[(b - 1) * beam] or nil, {}
+    local node, reversed = best[b] and best[b].list, {}
     while node do
       reversed[#reversed + 1] = node.piece
       node = node.before
