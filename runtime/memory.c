@@ -1,21 +1,19 @@
 /* memory.c - the pool behind tensor storage.
  *
- * A request is rounded up to a size class, eight to an octave, so at most an
- * eighth is wasted and a batch of nearly the same shape finds the buffers of
- * the one before. Free buffers of a class form a list through their first
- * word. Buffers of 2 MiB and more are mapped on their own and ask for huge
- * pages: page faults, not arithmetic, dominate the first touch of large ones.
+ * Small requests are rounded up to a size class, eight to an octave; free buffers of a class
+ * form a list through their first word. Large ones come from the arena (runtime/arena.c).
  *
  * Objects (headers, storages, nodes: a few to every operation) come from lists
  * of their own, and are carved out of slabs that are never given back. */
+#include "runtime/arena.h"
 #include "runtime/memory.h"
 #include "runtime/tensor_impl.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-enum { MIN_SHIFT = 6, CLASSES = 8 * 48, MAPPED_FROM = 2 << 20 };
+enum { MIN_SHIFT = 6, MAX_SHIFT = 15, CLASSES = 8 * (MAX_SHIFT - MIN_SHIFT) + 1 };
+enum { LARGE = 1 << MAX_SHIFT, LARGE_GRAIN = 1024 }; /* above LARGE: the arena */
 
 typedef struct block {
     struct block *next;
@@ -27,8 +25,14 @@ static int64_t live_all, peak_all, pooled, limit;
 static int purpose_now = LM_MEM_ACTIVATIONS;
 static int fail_countdown;
 
-/* The class that holds `bytes`, and its rounded size. */
+/* Its rounded size, and the class that holds it; -1: the arena. */
 static int size_class(int64_t bytes, int64_t *size) {
+    if (bytes > LARGE) {
+        *size = bytes > INT64_MAX - LARGE_GRAIN
+                    ? bytes
+                    : (bytes + LARGE_GRAIN - 1) / LARGE_GRAIN * LARGE_GRAIN;
+        return -1;
+    }
     if (bytes <= 1 << MIN_SHIFT) return *size = 1 << MIN_SHIFT, 0;
     int octave =
         63 - __builtin_clzll((uint64_t)(bytes - 1)); /* 2^octave < bytes <= 2^(octave+1) */
@@ -37,20 +41,6 @@ static int size_class(int64_t bytes, int64_t *size) {
     int64_t steps = (above + step - 1) / step;
     *size = ((int64_t)1 << octave) + steps * step;
     return 8 * (octave - MIN_SHIFT) + (int)steps;
-}
-
-static void *system_alloc(int64_t size) {
-    if (size < MAPPED_FROM) return aligned_alloc(64, (size_t)size);
-    void *p =
-        mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return NULL;
-    madvise(p, (size_t)size, MADV_HUGEPAGE);
-    return p;
-}
-
-static void system_free(void *p, int64_t size) {
-    if (size < MAPPED_FROM) free(p);
-    else munmap(p, (size_t)size);
 }
 
 /* Sizes of a class, from the largest request that falls into it. */
@@ -74,22 +64,18 @@ int lm__memory_alloc(int64_t bytes, void **out, int *purpose) {
                        (long long)bytes);
     int64_t size;
     int class = size_class(bytes, &size);
-    if (class >= CLASSES)
-        return lm_fail(LM_EOOM, "no memory: %lld bytes asked", (long long)bytes);
-    if (limit > 0 && live_all + size > limit)
+    if (limit > 0 && size > limit - live_all)
         return lm_fail(LM_EOOM, "no memory: %.1f MB asked, %.1f MB live of a limit of %.1f MB",
                        (double)size / 1e6, (double)live_all / 1e6, (double)limit / 1e6);
-    void *p = freelist[class];
-    if (p) {
+    void *p;
+    if (class < 0) p = lm__arena_alloc(size);
+    else if ((p = freelist[class]) != NULL) {
         freelist[class] = freelist[class]->next;
         pooled -= size;
-    } else {
-        p = system_alloc(size);
-        if (!p) lm_memory_trim(), p = system_alloc(size);
-        if (!p)
-            return lm_fail(LM_EOOM, "no memory: the system refused %.1f MB, %.1f MB live",
-                           (double)size / 1e6, (double)live_all / 1e6);
-    }
+    } else p = aligned_alloc(64, (size_t)size);
+    if (!p)
+        return lm_fail(LM_EOOM, "no memory: the system refused %.1f MB, %.1f MB live",
+                       (double)size / 1e6, (double)live_all / 1e6);
     *out = p;
     *purpose = purpose_now;
     live[purpose_now] += size, live_all += size;
@@ -102,6 +88,10 @@ void lm__memory_free(void *p, int64_t bytes, int purpose) {
     int64_t size;
     int class = size_class(bytes, &size);
     live[purpose] -= size, live_all -= size;
+    if (class < 0) {
+        lm__arena_free(p);
+        return;
+    }
     block *b = p;
     b->next = freelist[class];
     freelist[class] = b;
@@ -175,14 +165,15 @@ void lm_memory_trim(void) {
         while (freelist[class]) {
             block *b = freelist[class];
             freelist[class] = b->next;
-            system_free(b, class_size(class));
+            free(b);
             pooled -= class_size(class);
         }
+    lm__arena_trim();
 }
 
 double lm_memory_live(int purpose) { return (double)(purpose < 0 ? live_all : live[purpose]); }
 double lm_memory_peak(int purpose) { return (double)(purpose < 0 ? peak_all : peak[purpose]); }
-double lm_memory_pooled(void) { return (double)pooled; }
+double lm_memory_pooled(void) { return (double)(pooled + lm__arena_idle()); }
 double lm_memory_limit(void) { return (double)limit; }
 void lm_memory_set_limit(double bytes) { limit = (int64_t)bytes; }
 void lm_test_fail_alloc(int n) { fail_countdown = n; }

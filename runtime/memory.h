@@ -1,8 +1,8 @@
 /* memory.h - every byte a tensor holds: where it comes from, what it is for,
  * how much there may be.
  *
- * Buffers come from a pool of size classes and go back to it, so that the
- * second step of a training loop asks the system for nothing. Each buffer is
+ * Buffers come from a pool and go back to it, so that a training loop soon asks
+ * the system for nothing. Each buffer is
  * booked under a purpose; lm_memory_live and lm_memory_peak report them. */
 #ifndef LM_MEMORY_H
 #define LM_MEMORY_H
