@@ -68,16 +68,24 @@ int lm_optim_adafactor(lm_tensor *p, lm_tensor *master, lm_tensor *row, lm_tenso
     update u = {0};
     int st = prepare("adafactor", p, master, &u);
     if (st <= 0) return st;
-    int64_t cols = col ? p->shape[p->ndim - 1] : 0, rows = col ? p->numel / cols : p->numel;
-    if (row->numel != rows || (col && col->numel != cols))
+    int64_t cols = col ? p->shape[p->ndim - 1] : 0;
+    int64_t rows = col ? p->shape[p->ndim - 2] : p->numel, matrix = col ? rows * cols : rows;
+    int64_t matrices = matrix ? p->numel / matrix : 0;
+    if (row->numel != matrices * rows || (col && col->numel != matrices * cols))
         return lm_fail(LM_ESHAPE, "adafactor: state does not fit a parameter of %s",
                        lm__describe(p, ps));
     const lm_kernels *k = lm__kernels(p);
-    st = k->adafactor_stats(rows, cols, floats(row), floats(col), u.g, u.g_dtype, beta2, eps,
-                            grad_scale);
-    if (st != LM_OK) return st;
-    return k->adafactor_update(rows, cols, u.p, u.copy, u.g, u.g_dtype, floats(row),
-                               floats(col), lr, clip, weight_decay, grad_scale);
+    for (int64_t i = 0; i < matrices && st >= LM_OK; i++) {
+        const char *g = (const char *)u.g + i * matrix * lm_dtype_size(u.g_dtype);
+        float *r = floats(row) + i * rows, *c = col ? floats(col) + i * cols : NULL;
+        uint16_t *copy = u.copy ? u.copy + i * matrix : NULL;
+        st = k->adafactor_stats(rows, cols, r, c, g, u.g_dtype, beta2, eps, grad_scale);
+        if (st == LM_OK)
+            st = k->adafactor_update(rows, cols, u.p + i * matrix, copy, g, u.g_dtype, r, c, lr,
+                                     clip, weight_decay, grad_scale);
+    }
+    return st < LM_OK ? lm_fail(st, "adafactor: the kernel failed on %s", lm__describe(p, ps))
+                      : LM_OK;
 }
 
 int lm_optim_grad_sqsum(lm_tensor *p, double *out) {

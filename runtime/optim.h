@@ -16,8 +16,9 @@ LM_API int lm_optim_adamw(lm_tensor *p, LM_MAYBE lm_tensor *master, lm_tensor *m
 LM_API int lm_optim_sgd(lm_tensor *p, LM_MAYBE lm_tensor *master, LM_MAYBE lm_tensor *momentum,
                         double lr, double factor, double weight_decay, int nesterov,
                         double grad_scale);
-/* Shazeer & Stern 2018, Algorithm 4. row [rows], col [cols] of p seen as a matrix
- * [all but the last dim, last dim]; col NULL: row holds p's shape, not factored. */
+/* Shazeer & Stern 2018, Algorithm 4. p [.., rows, cols] is a stack of matrices (experts), each
+ * with moments and clipping of its own: row [.., rows], col [.., cols]. col NULL: not factored,
+ * row has p's shape. */
 LM_API int lm_optim_adafactor(lm_tensor *p, LM_MAYBE lm_tensor *master, lm_tensor *row,
                               LM_MAYBE lm_tensor *col, double lr, double beta2, double eps,
                               double clip, double weight_decay, double grad_scale);

@@ -15,6 +15,7 @@
 #include <lua.h>
 #include <luajit.h>
 #include <lualib.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -319,6 +320,7 @@ int main(int argc, char **argv) {
     int under_launcher = lm_launcher_rank() >= 0;
     if (under_launcher) setvbuf(stdout, NULL, _IOLBF, 0); /* the ranks' lines stay whole */
     lm_launcher_share_cores();
+    signal(SIGXFSZ, SIG_IGN); /* a file over its size limit is an error to report, not an end */
 
     lua_State *L = luaL_newstate();
     if (!L) {

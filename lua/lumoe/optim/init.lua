@@ -5,6 +5,7 @@
 --     opt:step { lr = schedule(step), grad_scale = optim.clip_scale(opt:grad_norm(), 1.0) }
 --     opt:zero_grad()
 local C = require 'lumoe.ffi'
+local tablex = require 'pl.tablex'
 local handle = require 'lumoe.handle'
 local optimizer = require 'lumoe.optim.optimizer'
 local tensor = require 'lumoe.tensor'
@@ -51,7 +52,8 @@ function optim.Adafactor(params, opts)
     function(p)
       local shape = p:shape_table()
       if #shape < 2 then return { row = shape } end
-      return { row = { p:numel() / shape[#shape] }, col = { shape[#shape] } }
+      local lead = { unpack(shape, 1, #shape - 2) } -- a stack of matrices: experts
+      return { row = { unpack(shape, 1, #shape - 1) }, col = tablex.insertvalues(lead, { shape[#shape] }) }
     end,
     function(self, p, state, master, lr, scale)
       return C.lm_optim_adafactor(p, master, pointer(state.row), state.col and pointer(state.col), lr,
