@@ -91,13 +91,11 @@ local function valid_loss(self)
   return dist.reduce_number(sum) / count
 end
 
-local function save(self, step)
+local function save(self, step, loss)
   local state = { opts = self.opts, steps = self.steps, tokens = self.tokens, seconds = self.seconds,
     tokenizer = self.tokenizer }
-  local loss = valid_loss(self)
   checkpoint.save(self.out, { model = self.model, optimizer = self.optimizer, step = step, extra = state, keep = 2,
     best = loss and -loss })
-  return loss
 end
 
 local function resume(self, data)
@@ -160,17 +158,19 @@ function training.run(opts, data, out)
     local late = lead and clock() - saved > opts.checkpoint_minutes * 60
     local layers, loss
     if logged then layers, self.dropped = usage(self) end
-    if stop or step == self.steps or (logged and dist.reduce_number(late and 1 or 0) > 0) then
-      loss = save(self, step)
-      saved = clock()
-    end
+    local due = stop or step == self.steps or (logged and dist.reduce_number(late and 1 or 0) > 0)
+    if due then loss = valid_loss(self) end
     if logged and lead then
       records:write { step = step, loss = now.loss, valid_loss = loss, tokens = self.tokens, seconds = self.seconds,
         tokens_per_s = self.tokens / self.seconds, lr = now.lr, grad_norm = now.grad_norm, dropped = self.dropped,
         layers = layers }
       board:scalars(step, { loss = now.loss, valid_loss = loss, lr = now.lr, grad_norm = now.grad_norm,
         dropped = self.dropped })
-      if loss then bar:message(('step %d: validation loss %.3f, saved'):format(step, loss)) end
+      if loss then bar:message(('step %d: validation loss %.3f'):format(step, loss)) end
+    end
+    if due then -- after its record: killed in between, the run goes on from before both
+      save(self, step, loss)
+      saved = clock()
     end
     if stop then break end
   end
