@@ -10,6 +10,7 @@ local Tensor = tensor.methods
 local softmax, log_softmax, logsumexp = Tensor.softmax, Tensor.log_softmax, Tensor.logsumexp
 local layer_norm, rms_norm, rope = Tensor.layer_norm, Tensor.rms_norm, Tensor.rope
 local topk, sort, cross_entropy = Tensor.topk, Tensor.sort, Tensor.cross_entropy
+local linear_cross_entropy = Tensor.linear_cross_entropy
 local attention = Tensor.scaled_dot_product_attention
 
 --- Over one dim, the last by default. Computed in f32, given in x's dtype.
@@ -43,6 +44,19 @@ function Tensor:cross_entropy(targets, opts)
   if reduction == 'none' then return losses end
   if reduction == 'sum' then return losses:sum() end
   return losses:sum() / math.max(1, targets:ne(ignore):sum():item())
+end
+
+local LINEAR_CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true }
+
+--- x:linear(weight):cross_entropy(targets, { reduction = 'sum', .. }) in less memory and time: the logits
+-- are never whole in memory. Options as there, but for the reduction.
+---@param weight lumoe.Tensor   [classes, in]
+---@param targets lumoe.Tensor  [...] i32 or i64
+---@return lumoe.Tensor         [] f32
+function Tensor:linear_cross_entropy(weight, targets, opts)
+  opts = tensor.options(opts, LINEAR_CROSS_ENTROPY, 'linear_cross_entropy')
+  return linear_cross_entropy(self, weight, targets, opts.ignore_index or -100, opts.label_smoothing or 0,
+    opts.z_loss or 0)
 end
 
 local ATTENTION = { key_mask = true, causal = true, scale = true }

@@ -76,8 +76,8 @@ function Translator:logits(x) return x:linear(self.embedding.weight) end
 function Translator:loss(batch)
   local memory, aux_encoder = self:encode(batch.src, batch.src_tags)
   local x, aux_decoder = self:decode(batch.tgt_in, batch.tgt_tags, memory, batch.src_tags.valid)
-  local nll = nn.cross_entropy(self:logits(x), batch.tgt_out,
-    { ignore_index = batch.pad, label_smoothing = self.opts.label_smoothing, reduction = 'sum' })
+  local nll = x:linear_cross_entropy(self.embedding.weight, batch.tgt_out,
+    { ignore_index = batch.pad, label_smoothing = self.opts.label_smoothing })
   return nll, add(aux_encoder, aux_decoder)
 end
 

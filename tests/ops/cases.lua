@@ -462,6 +462,29 @@ case('cross_entropy of the ignored', function(x, t) return x:cross_entropy(t * 0
     { function() return x_of(2, 3):cross_entropy(x_of(2), { reduction = 'max' }) end,
       "cross_entropy: no reduction 'max'" } } })
 
+for _, extra in ipairs { { 0, 0 }, { 0.2, 0.01 } } do
+  case(('linear_cross_entropy, smoothing %g, z %g'):format(extra[1], extra[2]), function(x, w, t)
+    return x:linear_cross_entropy(w, t, { ignore_index = 1, label_smoothing = extra[1], z_loss = extra[2] })
+  end, function(x, w, t)
+    local shape = { unpack(x.shape) }
+    shape[#shape] = w.shape[1]
+    local logits = build(shape, function(i)
+      local sum, from = 0, { unpack(i) }
+      for d = 0, w.shape[2] - 1 do
+        from[#from] = d
+        sum = sum + at(x, from) * at(w, { i[#i], d })
+      end
+      return sum
+    end)
+    return { shape = {}, data = { naive.sum(losses(logits, t, extra[1], extra[2]).data) } }
+  end, { inputs = { { { 6, 3 }, { 5, 3 }, { { 6 }, ids = 5 } }, { { 2, 3, 4 }, { 5, 4 }, { { 2, 3 }, ids = 5 } } },
+    result = 'f32', empty = { { { 0, 3 }, { 5, 3 }, { { 0 }, ids = 5 } } }, errors = {
+      { function() return x_of(2, 3):linear_cross_entropy(x_of(5, 4), lumoe.zeros({ 2 }, { dtype = 'i64' })) end,
+        'linear_cross_entropy: x is %[2, 3%] f32, weight %[5, 4%] f32, targets %[2%] i64' },
+      { function() return x_of(2, 3):linear_cross_entropy(x_of(5, 3), lumoe.tensor({ 0, 5 }, { dtype = 'i64' })) end,
+        'linear_cross_entropy: id 5 at position 1 is not in 0 to 4' } } })
+end
+
 -- ---- attention, rotary positions ----------------------------------------------------------
 
 local function attention(q, k, v, scale, causal, mask)

@@ -47,7 +47,7 @@ describe('arena', function()
     local live, idle = lumoe.memory().live.total, lumoe.memory().pooled
     for size = 100000, 300000, 500 do -- each larger than the last: no buffer is ever asked for again
       lumoe.scope(function()
-        local _ = lumoe.zeros(size), lumoe.zeros(2 * size)
+        local _, _ = lumoe.zeros(size), lumoe.zeros(2 * size)
       end)
     end
     local largest = 3 * 300000 * 4
