@@ -1,0 +1,93 @@
+--- Training steps of the recipe's model, timed when asked (the protocol is in spine.lua):
+--   lumoe tests/bench/step.lua JOB       JOB: a file of JSON
+-- One step is what recipes/translate/training.lua does in one, without the data's part.
+local ffi = require 'ffi'
+local json = require 'cjson'
+local lumoe = require 'lumoe'
+local corpus = require 'recipes.translate.corpus'
+local Translator = require 'recipes.translate.model'
+local optim = lumoe.optim
+local random = require 'lumoe.random'
+local clock = require('lumoe.log.terminal').clock
+
+local job = json.decode(assert(io.open(arg[1])):read '*a')
+lumoe.threads(job.threads)
+lumoe.manual_seed(1)
+math.randomseed(1)
+
+-- What data.batches:get gives, with ids at random.
+local function raw(b)
+  local function ints(list, ctype)
+    local array = ffi.new((ctype or 'int32_t') .. '[?]', #list)
+    for i, n in ipairs(list) do array[i - 1] = n end
+    return array
+  end
+  local function ids(lens, width)
+    local array = ffi.new('int32_t[?]', b.rows * width)
+    for r = 0, b.rows - 1 do
+      for t = 0, width - 1 do array[r * width + t] = t < lens[r + 1] and math.random(4, job.vocab - 1) or job.pad end
+    end
+    return array
+  end
+  local zeros, numbers = {}, {}
+  for r = 1, b.rows do zeros[r], numbers[r] = 0, r - 1 end
+  return {
+    rows = b.rows, src_len = b.src_len, tgt_len = b.tgt_len,
+    src = ids(b.src_lens, b.src_len), tgt_in = ids(b.tgt_lens, b.tgt_len), tgt_out = ids(b.tgt_lens, b.tgt_len),
+    src_lens = ints(b.src_lens), tgt_lens = ints(b.tgt_lens), sequence = ints(numbers, 'int64_t'),
+    src_language = ints(zeros), tgt_language = ints(zeros), tag = ints(zeros),
+    targets = b.tgt_tokens,
+  }
+end
+
+local batches = {}
+for i, b in ipairs(job.batches) do batches[i] = raw(b) end
+
+local model = Translator(job)
+model:initialize()
+if job.precision == 'bf16' then model:to 'bf16' end
+model:train()
+local optimizer = optim.AdamW(model:named_parameters(), { betas = { 0.9, 0.98 }, eps = 1e-9, weight_decay = 0 })
+
+local done = 0
+local function step()
+  local b = batches[done % #batches + 1]
+  done = done + 1
+  random.step(done)
+  local value
+  lumoe.scope(function()
+    local nll, aux = model:loss(corpus.tensors(b, job.pad))
+    local loss = nll / b.targets
+    if aux then loss = loss + aux:float() end
+    loss:backward()
+    value = nll:item() / b.targets
+  end)
+  optimizer:step { lr = 1e-4, grad_scale = optim.clip_scale(optimizer:grad_norm(), 1) }
+  optimizer:zero_grad()
+  return value
+end
+
+-- The most memory this process ever had, MiB.
+local function peak_rss()
+  for line in io.lines '/proc/self/status' do
+    local kb = line:match '^VmHWM:%s*(%d+)'
+    if kb then return tonumber(kb) / 1024 end
+  end
+end
+
+local function say(record)
+  io.stdout:write(json.encode(record), '\n')
+  io.stdout:flush()
+end
+
+say { parameters = model:numel() }
+for line in io.lines() do
+  if line == 'end' then break end
+  local ms, loss = {}, nil
+  for i = 1, tonumber(line) do
+    local begun = clock()
+    loss = step()
+    ms[i] = (clock() - begun) * 1e3
+  end
+  say { ms = ms, loss = loss, rss = peak_rss(), tensors = lumoe.memory().peak.total / 2 ^ 20 }
+end
