@@ -8,7 +8,7 @@
  *
  * The range is reserved once, as large as the system allows; memory is taken from its low end
  * on. Each block starts with its header, and the free ones are listed by address. */
-#include "runtime/arena.h"
+#include "runtime/arena_impl.h"
 
 #include <stdbool.h>
 #include <stddef.h>

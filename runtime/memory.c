@@ -5,7 +5,7 @@
  *
  * Objects (headers, storages, nodes: a few to every operation) come from lists
  * of their own, and are carved out of slabs that are never given back. */
-#include "runtime/arena.h"
+#include "runtime/arena_impl.h"
 #include "runtime/memory.h"
 #include "runtime/tensor_impl.h"
 

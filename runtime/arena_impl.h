@@ -1,6 +1,6 @@
-/* arena.h - large buffers out of one range of addresses (runtime/arena.c). */
-#ifndef LM_ARENA_H
-#define LM_ARENA_H
+/* arena_impl.h - large buffers out of one range of addresses (runtime/arena.c). */
+#ifndef LM_ARENA_IMPL_H
+#define LM_ARENA_IMPL_H
 
 #include <stdint.h>
 
