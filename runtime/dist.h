@@ -2,7 +2,7 @@
  *
  * A process alone is a world of one rank and needs no MPI: every collective is
  * then a copy. Under mpirun or srun the transport starts at the first call here
- * (MPI takes about 0.4 s), from a plugin that nothing else links.
+ * (MPI is slow to start), from a plugin that nothing else links.
  *
  * Sums are taken in the order of the ranks, by every rank alike: the same bits
  * everywhere, so that routing decided from a sum cannot differ between ranks.

@@ -46,8 +46,9 @@ int lm_optim_adamw(lm_tensor *p, lm_tensor *master, lm_tensor *m, lm_tensor *v, 
     st = matches("adamw", p, m);
     if (st == LM_OK) st = matches("adamw", p, v);
     if (st != LM_OK) return st;
-    return lm__kernels(p)->adamw(p->numel, u.p, u.copy, u.g, u.g_dtype, floats(m), floats(v),
-                                 lr, beta1, beta2, eps, weight_decay, step, grad_scale);
+    return lm__ran("adamw", lm__kernels(p)->adamw(p->numel, u.p, u.copy, u.g, u.g_dtype,
+                                                  floats(m), floats(v), lr, beta1, beta2, eps,
+                                                  weight_decay, step, grad_scale));
 }
 
 int lm_optim_sgd(lm_tensor *p, lm_tensor *master, lm_tensor *momentum, double lr, double factor,
@@ -57,8 +58,9 @@ int lm_optim_sgd(lm_tensor *p, lm_tensor *master, lm_tensor *momentum, double lr
     if (st <= 0) return st;
     st = matches("sgd", p, momentum);
     if (st != LM_OK) return st;
-    return lm__kernels(p)->sgd(p->numel, u.p, u.copy, u.g, u.g_dtype, floats(momentum), lr,
-                               factor, weight_decay, nesterov, grad_scale);
+    return lm__ran("sgd",
+                   lm__kernels(p)->sgd(p->numel, u.p, u.copy, u.g, u.g_dtype, floats(momentum),
+                                       lr, factor, weight_decay, nesterov, grad_scale));
 }
 
 int lm_optim_adafactor(lm_tensor *p, lm_tensor *master, lm_tensor *row, lm_tensor *col,
@@ -84,8 +86,7 @@ int lm_optim_adafactor(lm_tensor *p, lm_tensor *master, lm_tensor *row, lm_tenso
             st = k->adafactor_update(rows, cols, u.p + i * matrix, copy, g, u.g_dtype, r, c, lr,
                                      clip, weight_decay, grad_scale);
     }
-    return st < LM_OK ? lm_fail(st, "adafactor: the kernel failed on %s", lm__describe(p, ps))
-                      : LM_OK;
+    return lm__ran("adafactor", st < LM_OK ? st : LM_OK);
 }
 
 int lm_optim_grad_sqsum(lm_tensor *p, double *out) {
@@ -95,7 +96,7 @@ int lm_optim_grad_sqsum(lm_tensor *p, double *out) {
     lm_tensor *g;
     st = lm__tensor_dense(p->grad, p->grad->dtype, &g);
     if (st != LM_OK) return st;
-    st = lm__kernels(p)->sqsum(g->dtype, g->numel, g->data, out);
+    st = lm__ran("grad norm", lm__kernels(p)->sqsum(g->dtype, g->numel, g->data, out));
     lm_tensor_release(g);
     return st;
 }

@@ -1,15 +1,15 @@
 /* gemm_onednn.c - matrix products by oneDNN's matmul primitive; versions 2 and 3.
  *
- * oneDNN makes machine code for each exact problem: 0.3 ms and 100 KB, more for a long inner
- * dimension. So primitives are kept, per thread, in a table keyed by everything that shapes
- * them, and what must not be is a new one in every step.
+ * oneDNN makes machine code for each exact problem, which costs time and memory, more for a
+ * long inner dimension. So primitives are kept, per thread, in a table keyed by everything that
+ * shapes them, and what must not be is a new one in every step.
  *
  * Batches of sentences and experts' loads make the number of rows different every time. Once a
  * product has been asked for with several row counts (`family` counts them), a new count goes
  * in pieces: of CHUNK rows, then the multiple of GRAIN, then the rest, padded to a multiple of
- * LEAST. A dozen primitives then serve all counts, at 97-99 % of the speed of exact ones
- * (measured, 2,000 rows). The inner dimension, which is the row count in dW = X^T dY, is
- * treated alike; there the later pieces add to the first.
+ * LEAST. A few primitives then serve all counts, at nearly the speed of exact ones
+ * (tests/bench/kernels.c, "uneven"). The inner dimension, which is the row count in dW = X^T
+ * dY, is treated alike; there the later pieces add to the first.
  *
  * What oneDNN cannot take as it is (an operand without a unit stride, mixed types, bf16 on a
  * CPU without bf16 products) is brought into f32 panels first. Another library takes this

@@ -1,6 +1,6 @@
 /* launcher.c - what mpirun or srun told this process, read without MPI.
  *
- * MPI takes 0.4 s to start, so the program asks the environment instead. It is
+ * MPI is slow to start, so the program asks the environment instead. It is
  * not linked to the runtime either: that is loaded by the first script that
  * requires it, and is looked up here only when all ranks must end. */
 #define _GNU_SOURCE
@@ -28,9 +28,9 @@ int lm_launcher_rank(void) {
     return first_number(names, -1);
 }
 
-/* A thread that waits for the others spins only this long (about 20 us), then sleeps. With
- * libgomp's own limit of milliseconds, one busy process beside a training run on two cores made
- * it forty times slower; alone, the run is as fast with the short one. */
+/* A thread that waits for the others spins only this long, then sleeps. Under libgomp's own
+ * limit it spins on through its time slice when another process has the core of the thread that
+ * is waited for, and every barrier then costs a slice. */
 static void spin_briefly(void) {
     if (!getenv("OMP_WAIT_POLICY")) setenv("GOMP_SPINCOUNT", "1000", 0);
 }

@@ -62,7 +62,7 @@ local function step()
     loss:backward()
     value = nll:item() / b.targets
   end)
-  optimizer:step { lr = 1e-4, grad_scale = optim.clip_scale(optimizer:grad_norm(), 1) }
+  optimizer:step { lr = 1e-4, grad_scale = optim.clip_scale(lumoe.dist.grad_norm(model), 1) }
   optimizer:zero_grad()
   return value
 end

@@ -58,7 +58,7 @@ local mozilla_suffix = {
 ---@type lumoe.data.Source[]
 sources.small = { gnome_help, libreoffice_help, descriptions }
 
---- Everything that has a reader: for many languages, about 600 MB and most of it once for all languages.
+--- Everything that has a reader: for many languages, since most of what is fetched serves all of them.
 ---@type lumoe.data.Source[]
 sources.all = {
   { name = 'bible', reader = 'bible', english = { 'sword-text-kjv' }, packages = only('es', 'sword-text-sparv') },

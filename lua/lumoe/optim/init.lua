@@ -2,7 +2,7 @@
 --
 --     local opt = optim.AdamW(model:named_parameters(), { lr = 1e-3 })
 --     loss:backward()
---     opt:step { lr = schedule(step), grad_scale = optim.clip_scale(opt:grad_norm(), 1.0) }
+--     opt:step { lr = schedule(step), grad_scale = optim.clip_scale(dist.grad_norm(model), 1.0) }
 --     opt:zero_grad()
 local C = require 'lumoe.ffi'
 local tablex = require 'pl.tablex'

@@ -1,5 +1,4 @@
 --- What the optimizers share: parameters with their state, f32 masters of bf16 ones, saving.
-local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local handle = require 'lumoe.handle'
@@ -58,18 +57,6 @@ end
 --- Gradients are dropped; the next backward makes them anew.
 function Optimizer:zero_grad()
   for _, p in ipairs(self.params) do p.tensor.grad = nil end
-end
-
-local sum = ffi.new 'double[1]'
-
---- The global norm of the gradients, each parameter counted once.
-function Optimizer:grad_norm()
-  local total = 0
-  for _, p in ipairs(self.params) do
-    status.check(C.lm_optim_grad_sqsum(handle.pointer(p.tensor), sum))
-    total = total + sum[0]
-  end
-  return math.sqrt(total)
 end
 
 --- name -> tensor, `optimizer.<parameter>.<slot>`, for checkpoints.

@@ -14,7 +14,7 @@ local SHAPES = {
 }
 
 --- `schedule { 'inverse_sqrt', lr =, warmup = 0, steps = (linear and cosine), floor = 0 }` gives lr(step).
--- floor: the share of lr that linear and cosine end at.
+-- floor: the share of lr that the shape falls to instead of 0.
 return function(opts)
   tensor.options(opts, { true, lr = true, warmup = true, steps = true, floor = true }, 'optim.schedule')
   local shape = SHAPES[opts[1]]

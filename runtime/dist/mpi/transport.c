@@ -1,6 +1,6 @@
 /* transport.c - the MPI transport, a plugin: liblumoe_mpi.so, opened by dist.c
  * when a launcher is there. Linked into liblumoe, libmpi would cost every start
- * about 2 ms and every machine without MPI the whole program.
+ * its loading and every machine without MPI the whole program.
  *
  * Only point-to-point messages on one communicator are used, and never a
  * blocking call: the wait is a loop over MPI_Testall, which lets an interrupt in
