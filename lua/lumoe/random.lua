@@ -46,11 +46,11 @@ local function draw(op, normal, a, b, ...)
   return t
 end
 
---- Fills t in place. rows: i64 ids of t's rows (its first dim); first: the id of the first, others following.
-function random.fill(t, normal, a, b, stream, rows, first)
-  local dims = (rows or first) and t:dim() - 1 or t:dim()
-  status.check(C.lm_random_fill(handle.pointer(t, 'random', 'self'), normal and 1 or 0, a, b, stream, dims,
-    first or 0, rows and handle.pointer(rows, 'random', 'rows') or nil))
+--- Fills t in place. rows: i64 ids of t's rows (its first dim).
+function random.fill(t, normal, a, b, stream, rows)
+  local dims = rows and t:dim() - 1 or t:dim()
+  status.check(C.lm_random_fill(handle.pointer(t, 'random', 'self'), normal and 1 or 0, a, b, stream, dims, 0,
+    rows and handle.pointer(rows, 'random', 'rows') or nil))
   return t
 end
 

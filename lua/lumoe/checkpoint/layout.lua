@@ -16,11 +16,16 @@ local layout = {}
 
 -- Ids of the rows of a parameter that are here; nil when all are.
 local function row_ids(p)
-  local spec = p.spec
-  if spec.rows ~= nil then return spec.rows:totable() end
-  if spec.group ~= 'expert' and not spec.first then return nil end
-  local ids, first = {}, spec.first or 0
-  for i = 1, p.tensor:size(0) do ids[i] = first + i - 1 end
+  local at, ids = p.spec.at or {}, {}
+  for dim in pairs(at) do
+    if dim > 0 then
+      error(('%s is cut along dim %d; checkpoints hold parts along dim 0 alone so far'):format(p.name, dim), 0)
+    end
+  end
+  if not at[0] then return nil end
+  for _, range in ipairs(at[0]) do
+    for id = range[1], range[1] + range[2] - 1 do ids[#ids + 1] = id end
+  end
   return ids
 end
 

@@ -2,6 +2,7 @@
 -- The experts of a rank are one tensor, [local experts, out, in], and one grouped matrix product.
 -- 'swiglu' has two up-projections, gate and up, one above the other.
 local module = require 'lumoe.nn.module'
+local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -28,20 +29,18 @@ end
 
 --- Called by the layer: makes this rank's share of the parameters. local_ids: ids of its experts.
 function FFN:attach(dim, mesh, local_ids)
-  self.dim, self._mesh = dim, mesh
-  local here, inner = #local_ids, self.activation == 'swiglu' and 2 * self.hidden or self.hidden
-  -- Drawn by expert, so that an expert starts the same wherever it is.
-  local ids = here > 0 and tensor.tensor(local_ids, { dtype = 'i64' }) or tensor.zeros(0, { dtype = 'i64' })
-  local rows = require('lumoe.autograd').keep(ids)
+  self.dim = dim
+  local count, inner = self.count, self.activation == 'swiglu' and 2 * self.hidden or self.hidden
+  local at = { [0] = placement.runs(local_ids) }
   local function parameter(name, shape, inputs)
     module.parameter(self, name, shape,
-      { init = 'uniform', bound = 1 / math.sqrt(inputs), group = 'expert', rows = rows })
+      { init = 'uniform', bound = 1 / math.sqrt(inputs), group = 'expert', mesh = mesh, at = at })
   end
-  parameter('up', { here, inner, dim }, dim)
-  parameter('down', { here, dim, self.hidden }, self.hidden)
+  parameter('up', { count, inner, dim }, dim)
+  parameter('down', { count, dim, self.hidden }, self.hidden)
   if self.has_bias then
-    parameter('up_bias', { here, inner }, dim)
-    parameter('down_bias', { here, dim }, self.hidden)
+    parameter('up_bias', { count, inner }, dim)
+    parameter('down_bias', { count, dim }, self.hidden)
   end
 end
 

@@ -100,6 +100,9 @@ function Layer:init(opts)
 
   local count = opts.experts.count
   self._mesh = opts.mesh or dist.mesh {}
+  if self._mesh.tp > 1 or self._mesh.etp > 1 then
+    status.argument('moe.Layer: tp = %d and etp = %d of its mesh are not there yet', self._mesh.tp, self._mesh.etp)
+  end
   self._owner = owners(opts.owner, count, self._mesh.ep)
   local here = {}
   for e = 0, count - 1 do

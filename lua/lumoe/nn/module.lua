@@ -11,6 +11,7 @@
 -- it can be used twice in one forward.
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
+local placement = require 'lumoe.dist.placement'
 local random = require 'lumoe.random'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
@@ -37,23 +38,33 @@ local function is_symbol(x) return getmetatable(x) == Symbol end
 local INITS = {
   zeros = function(t) t:zero_() end,
   ones = function(t) t:fill_(1) end,
-  normal = function(t, spec, stream) random.fill(t, true, 0, spec.std, stream, spec.rows, spec.first) end,
-  uniform = function(t, spec, stream) random.fill(t, false, -spec.bound, spec.bound, stream, spec.rows, spec.first) end,
+  normal = function(t, spec, stream, rows) random.fill(t, true, 0, spec.std, stream, rows) end,
+  uniform = function(t, spec, stream, rows) random.fill(t, false, -spec.bound, spec.bound, stream, rows) end,
 }
+
+-- Draws a contiguous tensor by the numbers of its elements in the whole: a part is the same part of the
+-- whole drawn by one process.
+local function fill(t, spec, stream)
+  local unit, rows = placement.blocks(spec)
+  if not rows then return INITS[spec.init](t, spec, stream) end
+  INITS[spec.init](t:reshape(rows:numel(), unit), spec, stream, rows)
+end
 
 local function draw(self, name, site)
   local spec, t = self._parameters[name], self[name]
+  local stream = C.lm_random_stream(site, 0, 1)
   if t.dtype == 'bf16' then -- drawn in f32, so that both precisions start from the same weights
     local wide = tensor.empty(t:shape_table())
-    INITS[spec.init](wide, spec, C.lm_random_stream(site, 0, 1))
+    fill(wide, spec, stream)
     t:copy_(wide)
   else
-    INITS[spec.init](t, spec, C.lm_random_stream(site, 0, 1))
+    fill(t, spec, stream)
   end
 end
 
 local function materialize(self, name)
   local spec = self._parameters[name]
+  spec.shape = placement.shape(spec.whole, spec.at)
   for _, size in ipairs(spec.shape) do
     if is_symbol(size) then return end
   end
@@ -66,19 +77,19 @@ local function materialize(self, name)
   self[name].requires_grad = true
 end
 
-local OPTIONS = { init = true, std = true, bound = true, first = true, rows = true, group = true, f32 = true }
+local OPTIONS = { init = true, std = true, bound = true, at = true, mesh = true, group = true, f32 = true }
 
 --- Gives a module a parameter. Options:
 --   init   'zeros' | 'ones' | 'normal' (with std) | 'uniform' (with bound; in [-bound, bound])
 --   f32    stays f32 when the module becomes bf16 (vectors always do)
 --   group  'dense' (default) or 'expert': over which ranks its gradient is summed
---   first  number of its first row in the whole parameter, where this rank holds a part
---   rows   i64 numbers of its rows (first dim) there, where they do not follow one another
--- A size may be a symbol: then the parameter is made by `bind`.
+--   mesh   the dist.mesh it lies on; by default that of the model it is in
+--   at     { [dim] = { {first, count}, ... } }: the ranges of the shape that this rank holds (dist/placement.lua)
+-- shape is that of the whole, over all ranks. A size may be a symbol: then the parameter is made by `bind`.
 function module.parameter(owner, name, shape, opts)
   opts = tensor.options(opts, OPTIONS, 'nn.parameter')
-  local spec = { shape = shape, init = opts.init or 'zeros', std = opts.std, bound = opts.bound,
-    first = opts.first, rows = opts.rows, group = opts.group or 'dense', f32 = opts.f32 or #shape < 2 }
+  local spec = { whole = shape, at = opts.at, mesh = opts.mesh, group = opts.group or 'dense',
+    init = opts.init or 'zeros', std = opts.std, bound = opts.bound, f32 = opts.f32 or #shape < 2 }
   if not INITS[spec.init] then status.argument("nn.parameter: no init '%s'", tostring(spec.init)) end
   if spec.init == 'normal' and not spec.std then status.argument 'nn.parameter: normal wants std' end
   if spec.init == 'uniform' and not spec.bound then status.argument 'nn.parameter: uniform wants bound' end
@@ -150,8 +161,8 @@ function Module:named_modules()
   return list
 end
 
---- A list of { name =, tensor =, spec =, module =, key = } sorted by name. A tensor shared by two
--- modules appears once, under the first name.
+--- A list of { name =, tensor =, spec =, mesh =, module =, key = } sorted by name; mesh is the one it lies
+-- on (dist/placement.lua). A tensor shared by two modules appears once, under the first name.
 function Module:named_parameters()
   local list, seen, unique = {}, {}, {}
   for _, entry in ipairs(self:named_modules()) do
@@ -168,6 +179,7 @@ function Module:named_parameters()
     local id = p.tensor:id()
     if not seen[id] then seen[id], unique[#unique + 1] = true, p end
   end
+  placement.resolve(unique)
   return unique
 end
 
@@ -209,8 +221,8 @@ function Module:bind(symbol, n)
     m._sizes[symbol] = n
     for key, spec in pairs(m._parameters) do
       local waited = false
-      for i, size in ipairs(spec.shape) do
-        if size == symbol then spec.shape[i], waited = n, true end
+      for i, size in ipairs(spec.whole) do
+        if size == symbol then spec.whole[i], waited = n, true end
       end
       if waited then materialize(m, key) end
     end

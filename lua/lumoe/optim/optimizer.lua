@@ -2,6 +2,7 @@
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local handle = require 'lumoe.handle'
+local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -29,6 +30,7 @@ function optimizer.new(kind, params, opts, slots, update)
   local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {} },
     Optimizer)
   for _, p in ipairs(params) do
+    placement.check_supported(p)
     local state = {}
     for name, shape in pairs(slots(p.tensor)) do
       state[name] = booked(function() return tensor.zeros(shape) end)

@@ -111,18 +111,31 @@ describe('nn.Module', function()
     assert.equal('second', other.second:path())
   end)
 
-  it('draws a sharded parameter as its place in the whole', function()
+  it('draws a part of a parameter as that part of the whole', function()
     local Part = nn.class 'Part'
-    function Part:init(opts)
-      nn.parameter(self, 'weight', opts.shape, { init = 'normal', std = 1, first = opts.first, rows = opts.rows })
+    function Part:init(at) nn.parameter(self, 'weight', { 6, 5, 4 }, { init = 'normal', std = 1, at = at }) end
+    local whole = Part()
+    whole:initialize()
+    local w = whole.weight:detach()
+    local function rows(dim, ranges)
+      local parts = {}
+      for i, range in ipairs(ranges) do parts[i] = w:narrow(dim, range[1], range[2]) end
+      return lumoe.cat(parts, dim)
     end
-    local whole = Part { shape = { 6, 4 } }
-    local last = Part { shape = { 2, 4 }, first = 4 }
-    local some = Part { shape = { 2, 4 }, rows = lumoe.tensor({ 5, 1 }, { dtype = 'i64' }) }
-    for _, m in ipairs { whole, last, some } do m:initialize() end
-    local w = numbers(whole.weight)
-    near({ w[5], w[6] }, numbers(last.weight), 0)
-    near({ w[6], w[2] }, numbers(some.weight), 0)
+    for _, case in ipairs { { 0, { { 4, 2 } } }, { 0, { { 5, 1 }, { 1, 1 } } }, { 1, { { 2, 3 } } }, { 1, { { 1, 1 }, { 3, 2 } } },
+      { 2, { { 0, 1 } } }, { 2, { { 1, 2 }, { 3, 1 } } }, { 0, { { 0, 6 } } } } do
+      local part = Part { [case[1]] = case[2] }
+      part:initialize()
+      near(numbers(rows(case[1], case[2])), numbers(part.weight), 0)
+    end
+    local both = Part { [0] = { { 5, 1 }, { 1, 2 } }, [2] = { { 2, 2 } } }
+    both:initialize()
+    near(numbers(rows(0, { { 5, 1 }, { 1, 2 } }):narrow(2, 2, 2)), numbers(both.weight), 0)
+    local none = Part { [1] = {} }
+    none:initialize()
+    assert.same({ 6, 0, 4 }, none.weight:shape_table())
+    assert.error_matches(function() Part { [1] = { { 3, 3 } } } end, 'range 3 to 5 of dim 1, which has a size of 5')
+    assert.error_matches(function() Part { [3] = { { 0, 1 } } } end, 'dim 3 is cut, but there is no such dim')
   end)
 
   it('follows train and eval everywhere', function()

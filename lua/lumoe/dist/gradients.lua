@@ -1,0 +1,61 @@
+--- Gradients summed, one norm, clipping: by where each parameter lies (placement.lua).
+--
+-- One rule for scale: losses are already divided by the counted targets of all ranks, so gradients are
+-- summed, never averaged, over the ranks that hold the same elements of a parameter and saw other tokens.
+local ffi = require 'ffi'
+local C = require 'lumoe.ffi'
+local groups = require 'lumoe.dist.group'
+local handle = require 'lumoe.handle'
+local placement = require 'lumoe.dist.placement'
+local status = require 'lumoe.status'
+local tensor = require 'lumoe.tensor'
+
+local gradients = {}
+
+-- Those that are trained, in an order that is the same on every rank.
+local function each(module, f)
+  for _, p in ipairs(module:named_parameters()) do
+    if p.tensor.requires_grad then f(p.tensor, p) end
+  end
+end
+
+--- Sums every gradient of a module over its replicas. A parameter that got none on this rank counts as
+-- zeros, since it may have got one elsewhere.
+---@param module lumoe.Module
+function gradients.reduce_gradients(module)
+  if groups.world_size() == 1 then return end
+  each(module, function(t, p)
+    if t.grad == nil then t.grad = tensor.zeros(t:shape_table()) end
+    groups.all_reduce(t.grad, 'sum', placement.replicas(p))
+  end)
+end
+
+local one = ffi.new 'double[1]'
+
+--- The norm of all gradients of a module, each element counted once; call it after reduce_gradients.
+-- All ranks get the same number.
+---@param module lumoe.Module
+---@return number
+function gradients.grad_norm(module)
+  local squares = 0
+  each(module, function(t, p)
+    if placement.counts(p) then
+      status.check(C.lm_optim_grad_sqsum(handle.pointer(t), one))
+      squares = squares + one[0]
+    end
+  end)
+  return math.sqrt(groups.reduce_number(squares))
+end
+
+--- Scales all gradients so that their norm is at most max_norm. Returns the norm before.
+function gradients.clip_grad_norm(module, max_norm)
+  local norm = gradients.grad_norm(module)
+  if norm > max_norm then
+    each(module, function(t)
+      if t.grad ~= nil then t.grad:copy_(t.grad * (max_norm / norm)) end
+    end)
+  end
+  return norm
+end
+
+return gradients

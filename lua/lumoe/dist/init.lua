@@ -1,0 +1,14 @@
+--- Ranks, the mesh they form, and what training needs of them.
+--
+-- Every rank runs the same script. A process that no launcher started is a world of one, and
+-- everything here is then free. The transport starts at the first call (runtime/dist.h).
+local dist = {
+  mesh = require 'lumoe.dist.mesh',
+  placement = require 'lumoe.dist.placement',
+}
+
+for _, part in ipairs { require 'lumoe.dist.group', require 'lumoe.dist.gradients' } do
+  for name, f in pairs(part) do dist[name] = f end
+end
+
+return dist

@@ -1,0 +1,114 @@
+--- How the ranks of a job share the work: the same ranks factored twice.
+--
+--   world = dp · tp           everything but experts: dp parts of the batch, tp ranks to each of them
+--   world = edp · ep · etp    experts: edp copies of the set, each spread over ep places of etp ranks
+--
+-- Neighbours talk most: tp is innermost (rank = dp's · tp + tp's), and etp, then ep, on the other side.
+local groups = require 'lumoe.dist.group'
+local status = require 'lumoe.status'
+
+---@class lumoe.Mesh
+---@field tp integer   ranks that share one part of the batch: attention heads, columns, rows, vocabulary
+---@field dp integer   parts of the batch
+---@field ep integer   places over which one set of experts is spread
+---@field etp integer  ranks of a place: each has a slice of the hidden size of every expert there
+---@field edp integer  copies of that set
+---@field zero { dense: integer, expert: integer }  stages of ZeRO
+---@field offload string?  'optimizer' or 'parameters': what lives in the second tier of memory
+---@field data lumoe.Group     the ranks with other tokens, at this rank's place in its tensor group
+---@field tensor lumoe.Group   the ranks with the same tokens
+---@field tokens lumoe.Group   all ranks: each has tokens of its own where a layer has cut them over tp
+---@field expert lumoe.Group   the ep · etp ranks of this rank's set of experts, the ranks of a place side by side
+---@field replicas lumoe.Group the ranks that hold the very same slices of the same experts
+local Mesh = {}
+Mesh.__index = Mesh
+
+local OPTIONS = { ep = true, etp = true, offload = true, tp = true, zero = true }
+local ZERO = { dense = true, expert = true }
+local OFFLOAD = { optimizer = true, parameters = true }
+
+-- ---- checks --------------------------------------------------------------------------------
+
+local function known(opts, names, what)
+  for key in pairs(opts) do
+    if not names[key] then
+      local list = {}
+      for name in pairs(names) do list[#list + 1] = name end
+      table.sort(list)
+      status.argument("mesh: unknown option '%s%s'; there are %s", what, tostring(key), table.concat(list, ', '))
+    end
+  end
+end
+
+local function whole(name, n, low, high)
+  if type(n) ~= 'number' or n < low or n > high or n % 1 ~= 0 then
+    status.argument('mesh: %s must be a whole number from %d%s, not %s', name, low,
+      high < math.huge and (' to %d'):format(high) or '', tostring(n))
+  end
+  return n
+end
+
+local function divides(what, n, size)
+  if size % n ~= 0 then
+    status.argument('mesh: %s = %d does not divide the %d rank%s of the job', what, n, size, size == 1 and '' or 's')
+  end
+end
+
+local function checked(opts, size)
+  known(opts, OPTIONS, '')
+  if opts.zero ~= nil and type(opts.zero) ~= 'table' then
+    status.argument('mesh: zero must be a table { dense = stage, expert = stage }, not %s', tostring(opts.zero))
+  end
+  local zero, offload = opts.zero or {}, opts.offload
+  known(zero, ZERO, 'zero.')
+  if offload ~= nil and not OFFLOAD[offload] then
+    status.argument("mesh: offload must be 'optimizer' or 'parameters', not %s", tostring(offload))
+  end
+  local m = { offload = offload, zero = {} }
+  for _, name in ipairs { 'tp', 'ep', 'etp' } do m[name] = whole(name, opts[name] or 1, 1, math.huge) end
+  for _, part in ipairs { 'dense', 'expert' } do m.zero[part] = whole('zero.' .. part, zero[part] or 0, 0, 3) end
+  divides('tp', m.tp, size)
+  if m.etp == 1 then divides('ep', m.ep, size)
+  else divides(('ep · etp = %d · %d'):format(m.ep, m.etp), m.ep * m.etp, size) end
+  return m
+end
+
+-- ---- groups --------------------------------------------------------------------------------
+
+-- first, first + step, ...: the ranks of one line through the mesh.
+local function line(first, count, step)
+  local ranks = {}
+  for i = 0, count - 1 do ranks[i + 1] = first + i * step end
+  return groups.group(ranks)
+end
+
+local meshes = {}
+
+--- The mesh of these options: the same one each time. All ranks call it alike.
+---@param opts { tp?: integer, ep?: integer, etp?: integer, zero?: { dense?: integer, expert?: integer }, offload?: string }?
+---@return lumoe.Mesh
+local function mesh(opts)
+  local size, rank = groups.world_size(), groups.rank()
+  local m = checked(opts or {}, size)
+  local key = table.concat({ m.tp, m.ep, m.etp, m.zero.dense, m.zero.expert, m.offload or 'none' }, ' ')
+  if meshes[key] then return meshes[key] end
+  local spread = m.ep * m.etp
+  m.dp, m.edp = size / m.tp, size / spread
+  m.tokens = groups.world()
+  m.data, m.tensor = line(rank % m.tp, m.dp, m.tp), line(rank - rank % m.tp, m.tp, 1)
+  m.expert, m.replicas = line(rank - rank % spread, spread, 1), line(rank % spread, m.edp, spread)
+  meshes[key] = setmetatable(m, Mesh)
+  return m
+end
+
+--- In words: `dp 2 × tp 2, experts edp 1 × ep 2 × etp 2`, and what is not the default besides.
+function Mesh:__tostring()
+  local words = { ('dp %d × tp %d, experts edp %d × ep %d × etp %d'):format(self.dp, self.tp, self.edp, self.ep, self.etp) }
+  if self.zero.dense + self.zero.expert > 0 then
+    words[#words + 1] = ('ZeRO dense %d expert %d'):format(self.zero.dense, self.zero.expert)
+  end
+  if self.offload then words[#words + 1] = ('offload %s'):format(self.offload) end
+  return table.concat(words, ', ')
+end
+
+return mesh
