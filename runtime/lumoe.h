@@ -16,5 +16,6 @@
 #include "runtime/optim.h"
 #include "runtime/data.h"
 #include "runtime/file.h"
+#include "runtime/tier.h"
 
 #endif
