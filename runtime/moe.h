@@ -9,7 +9,11 @@
  * Words: a route is one (token, slot), slot < top_k, numbered token * top_k +
  * slot. A row is a route that was kept, at its place in the send order. An
  * arrival is a row that this rank receives for its own experts, counted in
- * expert order. */
+ * expert order.
+ *
+ * A place is where an expert lives: one rank of the expert group, or, when each
+ * expert is cut into etp slices, etp neighbouring ranks, place-major. A row then
+ * travels to every rank of its place; each returns a partial sum. */
 #ifndef LM_MOE_H
 #define LM_MOE_H
 
@@ -40,7 +44,8 @@ typedef struct lm_plan_spec {
     const float *scores;      /* [tokens, experts], checked for NaN; or NULL */
     const double *priorities; /* [tokens, top_k], for LM_SELECT_PRIORITY */
 
-    const int32_t *owner;   /* [experts] -> rank of the expert group; NULL: even blocks */
+    const int32_t *owner;   /* [experts] -> place, 0 .. ranks / etp - 1; NULL: even blocks */
+    int32_t etp;            /* slices that an expert is cut into; 0 is 1 */
     double capacity_factor; /* capacity = ceil(factor * top_k * T / experts), T = valid tokens
                                of all ranks; negative: dropless */
 

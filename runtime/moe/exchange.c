@@ -1,9 +1,12 @@
 /* exchange.c - dispatch and combine: rows to the experts, and back.
  *
- *   dispatch:  tokens --gather--> rows ==all_to_all==> received --gather--> arrivals
- *   combine:   arrivals --gather--> received ==all_to_all==> rows --weighted sum--> tokens
+ *   dispatch:  tokens --gather--> copies ==all_to_all==> received --gather--> arrivals
+ *   combine:   arrivals --gather--> received ==all_to_all==> copies --sum--> rows
+ *              --weighted sum--> tokens
  *
- * Each is the other's backward. Exactly the rows that move are sent; alone, or
+ * Each is the other's backward. A row has one copy, unless its expert is cut into
+ * slices: then one for each, and what they return is added up in the order of the
+ * ranks. Exactly the rows that move are sent; alone, or
  * where all is in order already, nothing is copied that need not be. */
 #include "runtime/moe/plan_impl.h"
 #include "runtime/ops/op.h"
@@ -66,10 +69,23 @@ static int exchange(const lm_plan *p, lm_tensor *x, const int64_t *rows, const i
     return lm__finish(st, y, out);
 }
 
-/* rows in send order -> arrivals */
-static int forth(const lm_plan *p, lm_tensor *rows, lm_tensor **out) {
+/* out[i] = the sum over slots of weights[i, s] x[at[i, s]]; weights NULL: ones. */
+static int sum(lm_tensor *x, int64_t count, int slots, const float *weights, const int32_t *at,
+               lm_tensor **out) {
+    lm_tensor *y;
+    int64_t dim = x->shape[1];
+    int st = rows_new(x->dtype, count, dim, &y);
+    if (st != LM_OK) return st;
+    st =
+        lm__kernels(x)->combine_fwd(x->dtype, count, slots, dim, y->data, x->data, weights, at);
+    if (st != LM_OK) st = lm_fail(st, "moe: adding up rows failed");
+    return lm__finish(st, y, out);
+}
+
+/* copies in send order -> arrivals */
+static int forth(const lm_plan *p, lm_tensor *copies, lm_tensor **out) {
     lm_tensor *received;
-    int st = exchange(p, rows, p->sends, p->receives, p->arrivals, &received);
+    int st = exchange(p, copies, p->sends, p->receives, p->arrivals, &received);
     if (st != LM_OK) return st;
     st = gather(received, p->arrival_of, p->arrivals, out);
     lm_tensor_release(received);
@@ -78,23 +94,20 @@ static int forth(const lm_plan *p, lm_tensor *rows, lm_tensor **out) {
 
 /* arrivals -> rows in send order */
 static int back(const lm_plan *p, lm_tensor *arrivals, lm_tensor **out) {
-    lm_tensor *received;
+    lm_tensor *received, *copies = NULL;
     int st = gather(arrivals, p->arrival_at, p->arrivals, &received);
     if (st != LM_OK) return st;
-    st = exchange(p, received, p->receives, p->sends, p->rows, out);
+    st = exchange(p, received, p->receives, p->sends, p->copies, &copies);
     lm_tensor_release(received);
+    if (st != LM_OK) return st;
+    if (p->copy_of) st = sum(copies, p->rows, p->etp, NULL, p->copy_of, out);
+    else lm_tensor_retain(*out = copies);
+    lm_tensor_release(copies);
     return st;
 }
 
 static int sum_slots(const lm_plan *p, lm_tensor *rows, const float *weights, lm_tensor **out) {
-    lm_tensor *y;
-    int64_t dim = rows->shape[1];
-    int st = rows_new(rows->dtype, p->tokens, dim, &y);
-    if (st != LM_OK) return st;
-    st = lm__kernels(rows)->combine_fwd(rows->dtype, p->tokens, p->top_k, dim, y->data,
-                                        rows->data, weights, p->row_of);
-    if (st != LM_OK) st = lm_fail(st, "moe: combine failed");
-    return lm__finish(st, y, out);
+    return sum(rows, p->tokens, p->top_k, weights, p->row_of, out);
 }
 
 static int check_rows(const char *op, const lm_tensor *x, int64_t rows, const char *what) {
@@ -121,15 +134,15 @@ static int dispatch_backward(lm_node *n) {
 }
 
 int lm_moe_dispatch(lm_plan *p, lm_tensor *x, lm_tensor **out) {
-    lm_tensor *dense = NULL, *rows = NULL, *y = NULL;
+    lm_tensor *dense = NULL, *copies = NULL, *y = NULL;
     lm_node *n = NULL;
     int st = check_rows("dispatch", x, p->tokens, "tokens");
     if (st == LM_OK) st = lm__tensor_dense(x, x->dtype, &dense);
-    if (st == LM_OK) st = gather(dense, p->token_of, p->rows, &rows);
-    if (st == LM_OK) st = forth(p, rows, &y);
+    if (st == LM_OK) st = gather(dense, p->token_of, p->copies, &copies);
+    if (st == LM_OK) st = forth(p, copies, &y);
     if (st == LM_OK) st = lm__record("dispatch", dispatch_backward, 1, &x, 1, &y, &n);
     hold_plan(n, p);
-    lm_tensor_release(rows);
+    lm_tensor_release(copies);
     lm_tensor_release(dense);
     return lm__finish(st, y, out);
 }
@@ -140,7 +153,8 @@ int lm_moe_dispatch(lm_plan *p, lm_tensor *x, lm_tensor **out) {
  */
 static int combine_backward(lm_node *n) {
     const lm_plan *p = n->extra;
-    lm_tensor *rows, *weights, *dy = NULL, *d_rows = NULL, *dx = NULL, *dw = NULL;
+    lm_tensor *rows, *weights, *dy = NULL, *d_rows = NULL, *copies = NULL;
+    lm_tensor *dx = NULL, *dw = NULL;
     int st = lm__saved(n, 0, &rows);
     if (st == LM_OK) st = lm__saved(n, 1, &weights);
     if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), rows->dtype, &dy);
@@ -151,7 +165,8 @@ static int combine_backward(lm_node *n) {
             rows->dtype, p->tokens, p->top_k, rows->shape[1], d_rows->data,
             (float *)(void *)dw->data, dy->data, rows->data,
             (const float *)(const void *)weights->data, p->row_of);
-    if (st == LM_OK) st = forth(p, d_rows, &dx);
+    if (st == LM_OK) st = gather(d_rows, p->row_at, p->copies, &copies);
+    if (st == LM_OK) st = forth(p, copies, &dx);
     if (st == LM_OK) {
         lm_tensor_retain(dw);
         st = lm__give(n, 1, dw);
@@ -159,6 +174,7 @@ static int combine_backward(lm_node *n) {
     if (st == LM_OK) st = lm__give(n, 0, dx), dx = NULL;
     lm_tensor_release(dx);
     lm_tensor_release(dw);
+    lm_tensor_release(copies);
     lm_tensor_release(d_rows);
     lm_tensor_release(dy);
     return st;

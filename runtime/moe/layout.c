@@ -1,7 +1,8 @@
 /* layout.c - the order of the rows, from tokens to experts.
  *
- * Rows leave sorted by (owner's rank, expert, token, slot): a counting sort over
- * the tokens in the order of their ids. They arrive rank by rank, and are put in
+ * Rows leave sorted by (place, expert, token, slot): a counting sort over the
+ * tokens in the order of their ids; a place's rows once for each of its ranks.
+ * They arrive rank by rank, and are put in
  * the order (expert, token, slot): the one that a single rank would have, so
  * that every layout adds up the same rows in the same order. */
 #include "runtime/moe/plan_impl.h"
@@ -15,6 +16,27 @@ static int no_memory(void) {
 
 /* ---- leaving ---- */
 
+/* Which row and token each copy is of: rank by rank, the rows of its place. */
+static int copy_rows(lm_plan *p, int ranks) {
+    int64_t first = 0, copy = 0;
+    p->copies = p->rows * p->etp;
+    int st = lm__plan_array(p, p->copies, sizeof *p->token_of, &p->token_of);
+    if (st == LM_OK && p->etp > 1)
+        st = lm__plan_array(p, p->copies, sizeof *p->row_at, &p->row_at);
+    if (st == LM_OK && p->etp > 1)
+        st = lm__plan_array(p, p->copies, sizeof *p->copy_of, &p->copy_of);
+    for (int r = 0; r < ranks && st == LM_OK; r++) {
+        for (int64_t row = first; row < first + p->sends[r]; row++, copy++) {
+            p->token_of[copy] = p->route_of[row] / p->top_k;
+            if (p->etp == 1) continue;
+            p->row_at[copy] = (int32_t)row;
+            p->copy_of[row * p->etp + r % p->etp] = (int32_t)copy;
+        }
+        if ((r + 1) % p->etp == 0) first += p->sends[r];
+    }
+    return st;
+}
+
 static int order_rows(lm_plan *p, int ranks, int64_t *mine) {
     int64_t *next = malloc((size_t)p->experts * sizeof *next);
     if (!next) return no_memory();
@@ -22,15 +44,14 @@ static int order_rows(lm_plan *p, int ranks, int64_t *mine) {
         p->row_of[r] = -1;
         if (p->expert_id[r] >= 0 && !p->dropped[r]) mine[p->expert_id[r]]++;
     }
-    for (int to = 0; to < ranks; to++)
+    for (int place = 0; place < ranks / p->etp; place++)
         for (int e = 0; e < p->experts; e++) {
-            if (p->owner[e] != to) continue;
+            if (p->owner[e] != place) continue;
             next[e] = p->rows;
             p->rows += mine[e];
-            p->sends[to] += mine[e];
+            for (int r = 0; r < p->etp; r++) p->sends[place * p->etp + r] += mine[e];
         }
     int st = lm__plan_array(p, p->rows, sizeof *p->route_of, &p->route_of);
-    if (st == LM_OK) st = lm__plan_array(p, p->rows, sizeof *p->token_of, &p->token_of);
     for (int64_t i = 0; i < p->tokens && st == LM_OK; i++) {
         int64_t t = p->by_token ? p->by_token[i] : i;
         for (int64_t r = t * p->top_k; r < (t + 1) * p->top_k; r++) {
@@ -38,11 +59,10 @@ static int order_rows(lm_plan *p, int ranks, int64_t *mine) {
             int64_t row = next[p->expert_id[r]]++;
             p->row_of[r] = (int32_t)row;
             p->route_of[row] = (int32_t)r;
-            p->token_of[row] = (int32_t)t;
         }
     }
     free(next);
-    return st;
+    return st == LM_OK ? copy_rows(p, ranks) : st;
 }
 
 /* ---- arriving ---- */
@@ -95,13 +115,13 @@ static void take_runs(const lm_plan *p, int i, int ranks, const int64_t *kept, i
 
 /* Overlapping ranges (rare: each rank holds a slice of the batch) are merged by token. */
 static int exchange_tokens(const lm_plan *p, lm_group *expert, int ranks, int64_t **out) {
-    int64_t *mine = malloc((size_t)(p->rows + 1) * sizeof *mine);
+    int64_t *mine = malloc((size_t)(p->copies + 1) * sizeof *mine);
     int64_t *theirs = malloc((size_t)(p->arrivals + 1) * sizeof *theirs);
     int64_t *bytes = malloc(2 * (size_t)ranks * sizeof *bytes);
     int st = mine && theirs && bytes ? LM_OK : no_memory();
     if (st == LM_OK) {
-        for (int64_t row = 0; row < p->rows; row++)
-            mine[row] = p->token_id[p->route_of[row] / p->top_k];
+        for (int64_t copy = 0; copy < p->copies; copy++)
+            mine[copy] = p->token_id[p->token_of[copy]];
         for (int r = 0; r < ranks; r++) {
             bytes[r] = p->sends[r] * (int64_t)sizeof *mine;
             bytes[ranks + r] = p->receives[r] * (int64_t)sizeof *mine;

@@ -41,7 +41,7 @@ void lm_plan_release(lm_plan *p) {
 
 static int check_spec(const lm_plan_spec *s, const lm_group *expert) {
     const char *who = s->router;
-    int ranks = expert ? lm_group_size(expert) : 1;
+    int ranks = expert ? lm_group_size(expert) : 1, etp = s->etp ? s->etp : 1;
     if (s->experts < 1) return lm_fail(LM_EARG, "router '%s': %d experts", who, s->experts);
     if (s->top_k < 0) return lm_fail(LM_EARG, "router '%s': top_k is %d", who, s->top_k);
     if (s->tokens < 0 || (s->top_k && s->tokens > INT32_MAX / s->top_k))
@@ -57,10 +57,13 @@ static int check_spec(const lm_plan_spec *s, const lm_group *expert) {
         return lm_fail(LM_EARG, "router '%s': selection by probability needs scores", who);
     if (s->capacity_factor >= 0 && s->select == LM_SELECT_PRIORITY && !s->priorities)
         return lm_fail(LM_EARG, "router '%s': selection by priority needs priorities", who);
+    if (etp < 1 || ranks % etp != 0)
+        return lm_fail(LM_EARG, "plan: etp = %d does not divide the %d ranks of the experts",
+                       etp, ranks);
     for (int e = 0; s->owner && e < s->experts; e++)
-        if (s->owner[e] < 0 || s->owner[e] >= ranks)
-            return lm_fail(LM_EARG, "expert %d belongs to rank %d of a group of %d", e,
-                           s->owner[e], ranks);
+        if (s->owner[e] < 0 || s->owner[e] >= ranks / etp)
+            return lm_fail(LM_EARG, "plan: expert %d belongs to place %d of %d", e, s->owner[e],
+                           ranks / etp);
     return LM_OK;
 }
 
@@ -218,13 +221,14 @@ static void take_hash(lm_plan *p) {
     snprintf(p->hash, sizeof p->hash, "%016llx", (unsigned long long)h);
 }
 
-/* Expert e of E on rank e * ranks / E: blocks as even as can be. */
+/* Expert e of E at place e * places / E: blocks as even as can be. */
 static int place_experts(lm_plan *p, const int32_t *owner, lm_group *expert) {
-    int ranks = expert ? lm_group_size(expert) : 1, me = expert ? lm_group_rank(expert) : 0;
+    int places = expert ? lm_group_size(expert) / p->etp : 1;
+    int me = expert ? lm_group_rank(expert) / p->etp : 0;
     int st = lm__plan_array(p, p->experts, sizeof *p->owner, &p->owner);
     if (st == LM_OK) st = lm__plan_array(p, p->experts, sizeof *p->expert_of, &p->expert_of);
     for (int e = 0; e < p->experts && st == LM_OK; e++) {
-        p->owner[e] = owner ? owner[e] : (int32_t)((int64_t)e * ranks / p->experts);
+        p->owner[e] = owner ? owner[e] : (int32_t)((int64_t)e * places / p->experts);
         if (p->owner[e] == me) p->expert_of[p->local_experts++] = e;
     }
     return st;
@@ -247,6 +251,7 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
     st = s->status == LM_OK ? check_spec(s, expert) : lm_fail(s->status, "%s", s->error);
     if (st == LM_OK) st = lm__plan_array(p, p->experts, sizeof *p->routed, &p->routed);
     if (st == LM_OK) st = lm__plan_array(p, p->experts, sizeof *p->kept, &p->kept);
+    p->etp = s->etp ? s->etp : 1;
     if (st == LM_OK) st = place_experts(p, s->owner, expert);
     if (st == LM_OK) {
         p->tokens = s->tokens;

@@ -17,7 +17,8 @@ typedef struct lm__plan_block {
 struct lm_plan {
     int refs;
     int64_t tokens, rows, arrivals;
-    int top_k, experts, local_experts;
+    int64_t copies; /* what leaves: each row once for every rank of its place */
+    int top_k, experts, local_experts, etp;
     int64_t capacity, valid_tokens;
     bool over; /* some expert is over its capacity */
     char hash[17];
@@ -30,8 +31,10 @@ struct lm_plan {
     int32_t *by_token;   /* [tokens]: local tokens by rising token_id; NULL: as they are */
     int32_t *row_of;     /* [tokens, top_k] */
     int32_t *route_of;   /* [rows] */
-    int32_t *token_of;   /* [rows]: the local token */
-    int32_t *owner;      /* [experts] */
+    int32_t *token_of;   /* [copies]: the local token */
+    int32_t *row_at;     /* [copies]: the row; NULL when etp is 1 */
+    int32_t *copy_of;    /* [rows, etp]: its copies, by rank; NULL when etp is 1 */
+    int32_t *owner;      /* [experts]: the place */
     int64_t *sends;      /* [ranks of expert group] */
     int64_t *receives;   /* [ranks of expert group] */
     int32_t *expert_of;  /* [local_experts] */

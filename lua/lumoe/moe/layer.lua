@@ -59,7 +59,7 @@ local function check_balance(list)
   return list or {}
 end
 
--- Which rank of its group holds which expert: as given, or even blocks of neighbours.
+-- Which place (a rank of the expert group, or with etp a few) holds which expert: as given, or even blocks.
 local function owners(given, experts, ranks)
   local owner = ffi.new('int32_t[?]', experts)
   for e = 0, experts - 1 do owner[e] = given and given[e + 1] or math.floor(e * ranks / experts) end
@@ -85,7 +85,8 @@ end
 --   balance    a list of balancers (moe/balance); their losses, in training, are the layer's second result
 --   normalize  weights sum to 1 over the 'chosen' or the 'kept' routes, or false: scores as they are
 --   mesh       dist.mesh { ep = }; by default every rank holds all experts
---   owner      rank (of the expert group, from 0) of each expert; by default even blocks
+--   owner      place (rank of the expert group, from 0; with etp, every etp of them) of each expert;
+--              by default even blocks
 function Layer:init(opts)
   tensor.options(opts, OPTIONS, 'moe.Layer')
   for _, name in ipairs { 'dim', 'experts', 'router' } do
@@ -105,8 +106,9 @@ function Layer:init(opts)
   end
   self._owner = owners(opts.owner, count, self._mesh.ep)
   local here = {}
+  local place = math.floor(self._mesh.expert.rank / self._mesh.etp)
   for e = 0, count - 1 do
-    if self._owner[e] == self._mesh.expert.rank then here[#here + 1] = e end
+    if self._owner[e] == place then here[#here + 1] = e end
   end
   self.experts:attach(self.dim, self._mesh, here)
   self.router:attach(count)

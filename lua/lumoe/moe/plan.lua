@@ -34,7 +34,7 @@ local function data(t, ctype) return t and ffi.cast(ctype, t:data_ptr()) or nil 
 
 --- Collective over mesh.data. Takes what it is given as it is: layer.lua prepares it.
 ---@param o table  router, expert_ids, top_k, tokens, experts, token_ids, valid?, scores?, priorities? (double*),
---- select?, capacity_factor?, owner? (int32_t*), seed, stream, mesh, error?
+--- select?, capacity_factor?, owner? (int32_t*, places), seed, stream, mesh, error?
 ---@return lumoe.Plan
 function plan.new(o)
   ffi.fill(spec, ffi.sizeof(spec))
@@ -50,7 +50,7 @@ function plan.new(o)
   spec.priorities = o.priorities
   spec.select = SELECT[o.select or 'random']
   spec.capacity_factor = o.capacity_factor or -1
-  spec.owner = o.owner
+  spec.owner, spec.etp = o.owner, o.mesh.etp
   spec.seed, spec.stream = o.seed or 0, o.stream or 0
   check(C.lm_plan_new(spec, o.mesh.data.pointer, o.mesh.expert.pointer, plan_out))
   local p = ffi.gc(plan_out[0], C.lm_plan_release)

@@ -41,8 +41,11 @@ expect(("router 'enc.0': the score of token %d for expert 2 is NaN"):format(id),
 expect(("router 'enc.0': the priority of token %d in slot 0 is NaN"):format(id),
   function(spec, _, _, _, priorities) priorities[2], spec.select = 0 / 0, C.LM_SELECT_PRIORITY end)
 expect(('plan: two tokens have the id %d'):format(id), function(_, _, tokens) tokens[0] = tokens[1] end)
-expect('expert 1 belongs to rank 77 of a group of ' .. size, function(spec)
+expect('plan: expert 1 belongs to place 77 of ' .. size, function(spec)
   spec.owner = ffi.new('int32_t[3]', 0, 77, 0)
+end)
+expect(('plan: etp = %d does not divide the %d ranks of the experts'):format(size + 1, size), function(spec)
+  spec.etp = size + 1
 end)
 expect('recipe.lua:3: route: attempt to index a nil value', function(spec)
   spec.status, spec.error = C.LM_EARG, 'recipe.lua:3: route: attempt to index a nil value'

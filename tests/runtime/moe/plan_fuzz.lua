@@ -4,13 +4,12 @@ local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local check = require('lumoe.status').check
 local naive = dofile 'tests/runtime/moe/naive_plan.lua'
+local batches = dofile 'tests/runtime/moe/some_batch.lua'
 
 local rounds = tonumber(arg[1])
 local rank, size = C.lm_dist_rank(), C.lm_dist_world_size()
-local random = math.random
+local random, pick = math.random, batches.pick
 math.randomseed(20240517)
-
-local function pick(list) return list[random(#list)] end
 
 local function group(ranks)
   local out = ffi.new 'lm_group *[1]'
@@ -29,68 +28,9 @@ end
 local alone = group { rank }
 table.insert(expert_groups, { group = alone, size = 1, of = function() return 0 end, alone = true })
 
-local function some_batch()
-  local b = {
-    experts = pick { 1, 2, 3, 8, 13 }, select = pick { 'random', 'position', 'probability', 'priority' },
-    seed = random(0, 2 ^ 31), stream = random(0, 2 ^ 31), wide = random() < 0.5,
-    tokens = {}, valid = {}, ids = {}, scores = {}, priorities = {},
-  }
-  b.top_k = pick { 1, 1, 2, 3, b.experts }
-  if random() < 0.8 then b.factor = pick { 0, 0.01, 0.5, 1, 1.1, 1.25, 2, 100 } end
-  local count = pick { 0, 1, 2, 7, 40, 100 }
-  local skew = pick { 'even', 'one', 'few', 'absent' }
-  local id = 0
-  for i = 1, count do
-    id = id + pick { 1, 1, 1, 5, 2 ^ 32 }
-    b.tokens[i] = id
-    b.valid[id] = random() < 0.9
-    b.ids[id], b.scores[id], b.priorities[id] = {}, {}, {}
-    for e = 0, b.experts - 1 do b.scores[id][e] = pick { 0, -0.0, 0.25, -1, random() } end
-    for e = 0, b.experts - 1 do b.scores[id][e] = tonumber(ffi.new('float', b.scores[id][e])) end
-    for slot = 0, b.top_k - 1 do
-      local e = random(0, b.experts - 1)
-      if skew == 'one' then e = b.experts - 1 end
-      if skew == 'few' then e = math.min(e, random(0, b.experts - 1)) end
-      if skew == 'absent' and random() < 0.3 then e = -1 end
-      b.ids[id][slot] = e
-      b.priorities[id][slot] = pick { 0, -0.0, 1, -1e300, random() }
-    end
-  end
-  return b
-end
-
--- Which rank holds which token: slices (even, uneven, empty) or any which way.
-local function deal(b)
-  local way, parts = pick { 'slices', 'uneven', 'one', 'any' }, {}
-  for r = 0, size - 1 do parts[r] = {} end
-  local holder = random(0, size - 1)
-  local cuts = {}
-  for r = 1, size - 1 do cuts[r] = random(0, #b.tokens) end
-  table.sort(cuts)
-  for i, t in ipairs(b.tokens) do
-    local r = 0
-    if way == 'slices' then r = math.floor((i - 1) * size / #b.tokens) end
-    if way == 'one' then r = holder end
-    if way == 'any' then r = random(0, size - 1) end
-    if way == 'uneven' then
-      while cuts[r + 1] and i > cuts[r + 1] do r = r + 1 end
-    end
-    table.insert(parts[r], t)
-  end
-  if way == 'any' then -- nor in the order of their ids
-    for r = 0, size - 1 do
-      for i = #parts[r], 2, -1 do
-        local j = random(i)
-        parts[r][i], parts[r][j] = parts[r][j], parts[r][i]
-      end
-    end
-  end
-  return parts
-end
-
 local select = { random = 0, position = 1, probability = 2, priority = 3 }
 
-local function make_plan(b, mine, expert_group, owner)
+local function make_plan(b, mine, expert_group, owner, etp)
   local n, k, E = #mine, b.top_k, b.experts
   local wide = b.wide
   local ids = ffi.new(wide and 'int64_t[?]' or 'int32_t[?]', n * k + 1)
@@ -110,7 +50,7 @@ local function make_plan(b, mine, expert_group, owner)
   spec.expert_ids, spec.expert_ids_dtype = ids, wide and C.LM_I64 or C.LM_I32
   spec.token_ids, spec.valid, spec.scores, spec.priorities = token_ids, valid, scores, priorities
   local owner_array = owner and ffi.new('int32_t[?]', E, owner)
-  spec.owner = owner_array
+  spec.owner, spec.etp = owner_array, etp
   spec.capacity_factor = b.factor or -1
   spec.seed, spec.stream = b.seed, b.stream
   local out = ffi.new 'lm_plan *[1]'
@@ -118,11 +58,13 @@ local function make_plan(b, mine, expert_group, owner)
   return ffi.gc(out[0], C.lm_plan_release)
 end
 
--- The (token, slot) of every row that this rank sends to each of the group, in order.
-local function rows_to(plan, b, mine, ranks)
+-- The (token, slot) of every row that this rank sends to each of the group, in order: to all etp
+-- ranks of a place the same.
+local function rows_to(plan, b, mine, ranks, etp)
   local lists, row = {}, 0
   for r = 0, ranks - 1 do
     lists[r] = {}
+    if r % etp > 0 then row = row - #lists[r - 1] end
     for _ = 1, tonumber(C.lm_plan_sends(plan)[r]) do
       local route = C.lm_plan_route_of(plan)[row]
       assert(C.lm_plan_row_of(plan)[route] == row, 'row_of undoes route_of')
@@ -135,8 +77,8 @@ local function rows_to(plan, b, mine, ranks)
 end
 
 -- What arrives at each expert of this rank, as "token:slot" in order, by really exchanging.
-local function arrivals(plan, b, mine, eg)
-  local lists = rows_to(plan, b, mine, eg.size)
+local function arrivals(plan, b, mine, eg, etp)
+  local lists = rows_to(plan, b, mine, eg.size, etp)
   local sends, receives = ffi.new('int64_t[?]', eg.size), ffi.new('int64_t[?]', eg.size)
   local flat, n = {}, 0
   for r = 0, eg.size - 1 do
@@ -160,9 +102,9 @@ local function arrivals(plan, b, mine, eg)
   return seen
 end
 
-local function verify(b, parts, eg, owner)
+local function verify(b, parts, eg, owner, etp)
   local mine, want = parts[rank], naive.plan(b)
-  local plan = make_plan(b, mine, eg.group, owner)
+  local plan = make_plan(b, mine, eg.group, owner, etp)
   assert(C.lm_plan_capacity(plan) == want.capacity, 'capacity')
   assert(C.lm_plan_valid_tokens(plan) == want.valid_tokens, 'valid_tokens')
   for e = 0, b.experts - 1 do
@@ -181,10 +123,10 @@ local function verify(b, parts, eg, owner)
     local together = not (eg.alone and r ~= rank) and not (eg.half and (r < 2) ~= (rank < 2))
     for _, t in ipairs(parts[r]) do reach[t] = together end
   end
-  local seen, local_experts = arrivals(plan, b, mine, eg), 0
+  local seen, local_experts = arrivals(plan, b, mine, eg, etp), 0
   for e = 0, b.experts - 1 do
-    local at = owner and owner[e + 1] or math.floor(e * eg.size / b.experts)
-    if at == eg.of(rank) then
+    local at = owner and owner[e + 1] or math.floor(e * (eg.size / etp) / b.experts)
+    if at == math.floor(eg.of(rank) / etp) then
       local list = {}
       for _, route in ipairs(want.experts[e]) do
         if reach[route[1]] then table.insert(list, ('%d:%d'):format(route[1], route[2])) end
@@ -195,21 +137,22 @@ local function verify(b, parts, eg, owner)
   end
   assert(local_experts == C.lm_plan_local_experts(plan), 'local experts')
 
-  local again = make_plan(b, mine, eg.group, owner)
+  local again = make_plan(b, mine, eg.group, owner, etp)
   assert(ffi.string(C.lm_plan_hash(plan)) == ffi.string(C.lm_plan_hash(again)), 'hash')
 end
 
 for round = 1, rounds do
-  local b = some_batch()
-  local parts, eg, owner = deal(b), pick(expert_groups), nil
+  local b = batches.some()
+  local parts, eg, owner = batches.deal(b, size), pick(expert_groups), nil
+  local etp = pick { 1, eg.size, eg.size % 2 == 0 and 2 or 1 }
   if random() < 0.5 then
     owner = {}
-    for e = 1, b.experts do owner[e] = random(0, eg.size - 1) end
+    for e = 1, b.experts do owner[e] = random(0, eg.size / etp - 1) end
   end
-  local ok, message = pcall(verify, b, parts, eg, owner)
+  local ok, message = pcall(verify, b, parts, eg, owner, etp)
   if not ok then
-    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s)'):format(round, message,
-      #b.tokens, b.experts, b.top_k, b.factor, b.select))
+    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s, etp %d)'):format(round, message,
+      #b.tokens, b.experts, b.top_k, b.factor, b.select, etp))
   end
 end
 if rank == 0 then print(rounds .. ' rounds') end

@@ -1,0 +1,153 @@
+-- Run by exchange_spec.lua, alone and under mpirun: tokens through linear experts and back, forward and
+-- backward, against naive_exchange.lua. Every rank makes the same global batch, and takes its part.
+local ffi = require 'ffi'
+local lumoe = require 'lumoe'
+local plan = require 'lumoe.moe.plan'
+local batches = dofile 'tests/runtime/moe/some_batch.lua'
+local naive_plan = dofile 'tests/runtime/moe/naive_plan.lua'
+local naive = dofile 'tests/runtime/moe/naive_exchange.lua'
+local dist = lumoe.dist
+
+local rounds = tonumber(arg[1])
+local rank, size = dist.rank(), dist.world_size()
+local random, pick = math.random, batches.pick
+math.randomseed(20240611)
+
+-- ---- the mesh: all ranks have tokens; the experts are spread over all, or over half ---------
+
+local function range(first, count)
+  local list = {}
+  for i = 1, count do list[i] = first + i - 1 end
+  return list
+end
+
+local data = dist.world()
+local expert_groups = { data }
+if size > 1 then table.insert(expert_groups, dist.group { rank }) end
+if size > 2 and size % 2 == 0 then
+  table.insert(expert_groups, dist.group(range(rank < size / 2 and 0 or size / 2, size / 2)))
+end
+
+local function divisors(n)
+  local list = {}
+  for d = 1, n do
+    if n % d == 0 then list[#list + 1] = d end
+  end
+  return list
+end
+
+-- ---- a batch as tensors --------------------------------------------------------------------
+
+local function tensor(rows, columns, f, opts)
+  if rows * columns == 0 then return lumoe.zeros({ rows, columns }, opts) end
+  local t = {}
+  for i = 1, rows do
+    t[i] = {}
+    for j = 1, columns do t[i][j] = f(i, j - 1) end
+  end
+  return lumoe.tensor(t, opts)
+end
+
+local function make_plan(b, mine, mesh, owner)
+  local n, k = #mine, b.top_k
+  local ids = lumoe.zeros({ n }, { dtype = 'i64' })
+  if n > 0 then ids = lumoe.tensor(mine, { dtype = 'i64' }) end
+  local priorities = ffi.new('double[?]', n * k + 1)
+  for i, t in ipairs(mine) do
+    for s = 0, k - 1 do priorities[(i - 1) * k + s] = b.priorities[t][s] end
+  end
+  return plan.new {
+    router = 'fuzz', tokens = n, top_k = k, experts = b.experts, mesh = mesh, select = b.select,
+    expert_ids = tensor(n, k, function(i, s) return b.ids[mine[i]][s] end, { dtype = 'i32' }),
+    valid = tensor(n, 1, function(i) return b.valid[mine[i]] and 1 or 0 end, { dtype = 'u8' }),
+    scores = tensor(n, b.experts, function(i, e) return b.scores[mine[i]][e] end),
+    token_ids = ids, priorities = priorities, capacity_factor = b.factor, seed = b.seed, stream = b.stream,
+    owner = owner and ffi.new('int32_t[?]', b.experts, owner),
+  }
+end
+
+-- Local experts of a rank: slice j of etp of A's rows and B's columns.
+local function weights(ids, dim, first, last)
+  local a, b = {}, {}
+  for i, e in ipairs(ids) do
+    a[i], b[i] = {}, {}
+    for h = first, last - 1 do
+      a[i][h - first + 1] = {}
+      for d = 0, dim - 1 do a[i][h - first + 1][d + 1] = naive.a(e, h, d) end
+    end
+    for d = 0, dim - 1 do
+      b[i][d + 1] = {}
+      for h = first, last - 1 do b[i][d + 1][h - first + 1] = naive.b(e, d, h) end
+    end
+  end
+  if #ids == 0 or first == last then
+    return lumoe.zeros { #ids, last - first, dim }, lumoe.zeros { #ids, dim, last - first }
+  end
+  return lumoe.tensor(a), lumoe.tensor(b)
+end
+
+-- ---- comparing -----------------------------------------------------------------------------
+
+-- got: a table of tables, or nil where there were no numbers; want(i, j) from 1.
+local function compare(what, got, rows, columns, want)
+  local most, off = 0.1, 0
+  for i = 1, rows do
+    for j = 1, columns do
+      local w, g = want(i, j), got and got[i][j] or 0
+      assert(g == g, what .. ' is NaN')
+      most, off = math.max(most, math.abs(w)), math.max(off, math.abs(w - g))
+    end
+  end
+  assert(off <= 1e-5 * most, ('%s is off by %g of %g'):format(what, off, most))
+end
+
+local function table_of(t) return t ~= nil and t:numel() > 0 and t:totable() or nil end
+
+local function verify(b, parts, mesh, owner, dim, hidden)
+  local mine, kept = parts[rank], naive_plan.plan(b)
+  local routed = make_plan(b, mine, mesh, owner)
+  local slice = mesh.expert.rank % mesh.etp
+  local first, last = math.floor(hidden * slice / mesh.etp), math.floor(hidden * (slice + 1) / mesh.etp)
+  local experts = routed:local_experts()
+  local A, B = weights(experts, dim, first, last)
+  local x = tensor(#mine, dim, function(i, d) return naive.x(mine[i], d) end)
+  local w = tensor(#mine, b.top_k, function(i, s) return naive.weight(mine[i], s) end)
+  local g = tensor(#mine, dim, function(i, d) return naive.g(mine[i], d) end)
+  for _, t in ipairs { A, B, x, w } do t.requires_grad = true end
+
+  local y = routed:combine(routed:linear(routed:linear(routed:dispatch(x), A), B), w)
+  ;(y * g):sum():backward()
+
+  local ny, dx, dw = naive.tokens(b, kept, mine, dim, hidden)
+  compare('y', table_of(y), #mine, dim, function(i, d) return ny[mine[i]][d - 1] end)
+  compare('dx', table_of(x.grad), #mine, dim, function(i, d) return dx[mine[i]][d - 1] end)
+  compare('dweights', table_of(w.grad), #mine, b.top_k, function(i, s) return dw[mine[i]][s - 1] end)
+  local reach = {} -- the tokens whose ranks share this rank's experts
+  for _, r in ipairs(mesh.expert.ranks) do
+    for _, t in ipairs(parts[r]) do reach[#reach + 1] = t end
+  end
+  local A_grad, B_grad = table_of(A.grad), table_of(B.grad)
+  for i, e in ipairs(experts) do
+    local da, db = naive.expert(b, kept, reach, e, dim, hidden)
+    compare('dA', A_grad and A_grad[i], last - first, dim, function(h, d) return da[first + h - 1][d - 1] end)
+    compare('dB', B_grad and B_grad[i], dim, last - first, function(d, h) return db[d - 1][first + h - 1] end)
+  end
+end
+
+for round = 1, rounds do
+  local b = batches.some()
+  local parts, expert = batches.deal(b, size), pick(expert_groups)
+  local etp, owner = pick(divisors(expert.size)), nil
+  local dim, hidden = pick { 1, 3, 8 }, pick { 1, 4, 7 }
+  if random() < 0.5 then
+    owner = {}
+    for e = 1, b.experts do owner[e] = random(0, expert.size / etp - 1) end
+  end
+  local mesh = { data = data, expert = expert, etp = etp }
+  local ok, message = pcall(verify, b, parts, mesh, owner, dim, hidden)
+  if not ok then
+    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s; %d ranks, etp %d)'):format(round, message,
+      #b.tokens, b.experts, b.top_k, b.factor, b.select, expert.size, etp))
+  end
+end
+if rank == 0 then print(rounds .. ' rounds') end
