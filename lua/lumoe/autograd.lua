@@ -16,7 +16,9 @@ local out, recorded = ffi.new 'lm_tensor *[1]', ffi.new 'int[1]'
 local function forget_freed()
   local id = C.lm_custom_freed()
   while id ~= 0 do
+    local node = pending[id]
     pending[id] = nil
+    if node and node.release then node.release(node.context) end
     id = C.lm_custom_freed()
   end
 end
@@ -56,6 +58,7 @@ function tensor.methods.backward(root, opts)
     opts.grad ~= nil and pointer(opts.grad, 'backward', 'grad') or nil, opts.retain_graph and 1 or 0))
   local st = C.lm_backward_next()
   while st == 1 do
+    forget_freed()
     local ok, message = pcall(run_custom)
     if not ok then
       C.lm_backward_cancel()
@@ -76,10 +79,11 @@ end
 --
 -- forward runs without recording and may return several tensors; backward gets one gradient for each
 -- (nil where none arrived) and returns one for each tensor argument of forward (nil for none).
--- What ctx holds lives until backward is done, also across a scope.
----@param def { forward: function, backward: function, name?: string }
+-- What ctx holds lives until backward is done, also across a scope; then release(ctx), if there is
+-- one, may dispose of it at once.
+---@param def { forward: function, backward: function, release?: function, name?: string }
 function autograd.custom(def)
-  tensor.options(def, { forward = true, backward = true, name = true }, 'custom')
+  tensor.options(def, { forward = true, backward = true, release = true, name = true }, 'custom')
   local name = def.name or 'custom function'
   return function(...)
     local context, inputs = {}, {}
@@ -104,7 +108,7 @@ function autograd.custom(def)
       for _, value in pairs(context) do
         if tensor.is_tensor(value) then handle.keep(value) end
       end
-      pending[id] = { backward = def.backward, context = context, name = name,
+      pending[id] = { backward = def.backward, release = def.release, context = context, name = name,
         inputs = #inputs, outputs = #outputs }
     end
     return unpack(outputs)

@@ -21,6 +21,21 @@ function random.step(step)
   calls = {}
 end
 
+--- Where all sequences are; `restore` makes the same draws follow again.
+function random.state()
+  local copy = {}
+  for site, n in pairs(calls) do copy[site] = n end
+  return { seed = C.lm_random_get_seed(), step = C.lm_random_step(), calls = copy }
+end
+
+--- Takes over what `state` gave, which can be restored again.
+function random.restore(state)
+  C.lm_random_seed(state.seed)
+  C.lm_random_set_step(state.step)
+  calls = {}
+  for site, n in pairs(state.calls) do calls[site] = n end
+end
+
 local halves = ffi.new 'union { uint64_t whole; uint32_t part[2]; }' -- Lua's numbers hold 53 bits
 
 --- The stream for the next draw at `site`, in two halves of 32 bits: high, low.

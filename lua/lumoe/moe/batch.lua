@@ -8,6 +8,7 @@ local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local dist = require 'lumoe.dist'
+local recompute = require 'lumoe.nn.recompute'
 local tensor = require 'lumoe.tensor'
 
 ---@class lumoe.moe.Batch
@@ -18,6 +19,7 @@ local tensor = require 'lumoe.tensor'
 ---@field tokens_per_expert lumoe.Tensor  [experts] f32: routed, before dropping, over all ranks
 ---@field load lumoe.Tensor  [experts] f32: the same as shares, summing to 1
 ---@field plan lumoe.Plan
+---@field repeating boolean  the layer is computed again for backward: a balancer that keeps something has kept it
 local Batch = {}
 Batch.__index = Batch
 
@@ -47,9 +49,11 @@ function Batch:mean(x)
   end
   local own = x:sum(0) / math.max(self.tokens, 1)
   if self.plan.mesh.data.size == 1 then return own end
-  local rest = autograd.no_grad(function()
-    local all = dist.all_reduce(own:detach():clone(), 'sum', self.plan.mesh.data)
-    return all - own:detach()
+  local rest = recompute.once('mean', function()
+    return autograd.no_grad(function()
+      local all = dist.all_reduce(own:detach():clone(), 'sum', self.plan.mesh.data)
+      return all - own:detach()
+    end)
   end)
   return own + rest
 end

@@ -10,10 +10,12 @@ local dist = require 'lumoe.dist'
 local module = require 'lumoe.nn.module'
 local plan = require 'lumoe.moe.plan'
 local random = require 'lumoe.random'
+local recompute = require 'lumoe.nn.recompute'
 local stats = require 'lumoe.moe.stats'
 local status = require 'lumoe.status'
 local tags_of = require 'lumoe.moe.tags'
 local tensor = require 'lumoe.tensor'
+local trace = require 'lumoe.moe.trace'
 
 ---@class lumoe.moe.Layer : lumoe.Module
 ---@field experts lumoe.moe.FFN
@@ -22,7 +24,7 @@ local tensor = require 'lumoe.tensor'
 local Layer = module.class 'MoELayer'
 
 local OPTIONS = { dim = true, experts = true, router = true, capacity = true, balance = true, normalize = true,
-  mesh = true, owner = true }
+  mesh = true, owner = true, recompute = true }
 local CAPACITY = { factor = true, eval_factor = true, select = true }
 local SELECT = { random = true, position = true, probability = true }
 
@@ -85,6 +87,7 @@ end
 --   balance    a list of balancers (moe/balance); their losses, in training, are the layer's second result
 --   normalize  weights sum to 1 over the 'chosen' or the 'kept' routes, or false: scores as they are
 --   mesh       dist.mesh { ep = }; by default every rank holds all experts
+--   recompute  true: what the experts compute is forgotten after forward, and computed again in backward
 --   owner      place (rank of the expert group, from 0; with etp, every etp of them) of each expert;
 --              by default even blocks
 function Layer:init(opts)
@@ -100,7 +103,7 @@ function Layer:init(opts)
   self.normalize = check_normalize(normalize)
 
   local count = opts.experts.count
-  self._mesh = opts.mesh or dist.mesh {}
+  self._mesh, self.recompute = opts.mesh or dist.mesh {}, opts.recompute == true
   if self._mesh.tp > 1 or self._mesh.etp > 1 then
     status.argument('moe.Layer: tp = %d and etp = %d of its mesh are not there yet', self._mesh.tp, self._mesh.etp)
   end
@@ -139,13 +142,17 @@ end
 
 -- The router's choice and what the plan needs of it. Where other ranks wait, a failure is passed on
 -- to the plan, which makes it an error on all of them.
-local function prepare(self, x, tags)
+local function prepare(self, x, tags, valid)
   local choice, wrong = self.router:choose(x, tags)
   if not choice then error(wrong, 0) end
   local factor, select = rule(self)
+  local replayed, kept = trace.routes(self.router:path(), tags.tokens, valid)
+  if replayed then choice.expert_ids = replayed end
   local spec = { expert_ids = choice.expert_ids:contiguous(), top_k = choice.expert_ids:size(1),
     scores = choice.scores:detach():float():contiguous(), capacity_factor = factor }
-  if type(select) == 'function' then
+  if replayed then
+    spec.select, spec.priorities = 'priority', kept
+  elseif type(select) == 'function' then
     spec.select = 'priority'
     if factor then spec.priorities = priorities(select, choice, tags) else spec.select = 'position' end
   else
@@ -161,12 +168,30 @@ end
 local function make_plan(self, x, tags, valid)
   local mesh, ok = self._mesh, true
   local choice, spec
-  if mesh.data.size == 1 then choice, spec = prepare(self, x, tags)
-  else ok, choice, spec = pcall(prepare, self, x, tags) end
+  if mesh.data.size == 1 then choice, spec = prepare(self, x, tags, valid)
+  else ok, choice, spec = pcall(prepare, self, x, tags, valid) end
   if not ok then spec = { error = tostring(choice), top_k = 0 } end
   spec.router, spec.tokens, spec.experts = self.router:path(), x:size(0), self.experts.count
   spec.token_ids, spec.valid, spec.owner, spec.mesh = tags.tokens, valid, self._owner, mesh
-  return plan.new(spec), choice
+  local made = plan.new(spec)
+  trace.add(spec.router, made, tags.tokens, spec.scores)
+  return made, choice
+end
+
+-- The plan and the choice. Where the layer is computed again, the plan is the one of the first time:
+-- the router gives its scores anew, and takes the ids as they were.
+local function route(self, x, tags, valid)
+  local choice
+  local decided = recompute.once(self:path(), function()
+    local made
+    made, choice = make_plan(self, x, tags, valid)
+    return { plan = made, expert_ids = choice.expert_ids }
+  end)
+  if not choice then
+    choice = self.router:route(x, tags)
+    choice.expert_ids = decided.expert_ids
+  end
+  return decided.plan, choice
 end
 
 -- The balancers' losses: this rank's part of each.
@@ -174,6 +199,7 @@ local function auxiliary(self, choice, routed, valid)
   local total = nil
   if self.training and #self.balance > 0 then
     local seen = batch(routed, valid, self.router:path())
+    seen.repeating = recompute.repeating()
     for _, balancer in ipairs(self.balance) do
       local loss = type(balancer) == 'function' and balancer(choice, seen)
         or type(balancer) == 'table' and balancer:balance(choice, seen) or nil
@@ -201,12 +227,16 @@ function Layer:forward(x, tags)
   local lead = { unpack(shape, 1, #shape - 1) }
   local flat, valid = tags_of.flatten(tags, lead, self._mesh)
   local rows = x:reshape(-1, self.dim)
-  local routed, choice = make_plan(self, rows, flat, valid)
+  local routed, choice = route(self, rows, flat, valid)
 
   local weights = routed:weights(choice.scores, self.normalize)
-  local y = routed:combine(self.experts(routed:dispatch(rows), routed), weights)
-  self._counts:add(routed, flat)
-  self.last_plan = routed
+  local arrivals = routed:dispatch(rows)
+  local results = self.recompute and recompute(self.experts, arrivals, routed) or self.experts(arrivals, routed)
+  local y = routed:combine(results, weights)
+  if not recompute.repeating() then
+    self._counts:add(routed, flat)
+    self.last_plan = routed
+  end
   return y:reshape(shape), auxiliary(self, choice, routed, valid)
 end
 

@@ -1,6 +1,7 @@
 --- What a layer's tokens carry: tags, flattened with x so that each is [tokens, ...].
 local C = require 'lumoe.ffi'
 local ffi = require 'ffi'
+local recompute = require 'lumoe.nn.recompute'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -47,7 +48,8 @@ function tags.flatten(given, lead, mesh)
   for name, tag in pairs(given or {}) do
     if tensor.is_tensor(tag) then flat[name] = flatten(name, tag, lead) else flat[name] = tag end
   end
-  flat.tokens = flat.tokens ~= nil and flat.tokens:to('i64'):contiguous() or count_tokens(count, mesh.data)
+  flat.tokens = flat.tokens ~= nil and flat.tokens:to('i64'):contiguous()
+    or recompute.once('tokens', function() return count_tokens(count, mesh.data) end)
   local valid = flat.valid
   if valid ~= nil then valid = valid:to('u8'):contiguous() end
   flat.valid = valid ~= nil and valid or tensor.ones(count, { dtype = 'u8' })

@@ -8,6 +8,7 @@ local nn = {
   buffer = module.buffer,
   symbol = module.symbol,
   is_module = module.is_module,
+  recompute = require 'lumoe.nn.recompute',
   Linear = require 'lumoe.nn.linear',
   Embedding = require 'lumoe.nn.embedding',
   LayerNorm = require 'lumoe.nn.layer_norm',

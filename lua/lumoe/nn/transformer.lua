@@ -7,13 +7,14 @@ local Dropout = require 'lumoe.nn.dropout'
 local FeedForward = require 'lumoe.nn.feed_forward'
 local LayerNorm = require 'lumoe.nn.layer_norm'
 local RMSNorm = require 'lumoe.nn.rms_norm'
+local recompute = require 'lumoe.nn.recompute'
 local tensor = require 'lumoe.tensor'
 
 local transformer = {}
 
 local NORMS = { layer = LayerNorm, rms = RMSNorm }
 local OPTIONS = { dim = true, heads = true, hidden = true, activation = true, dropout = true, norm = true,
-  rope = true, feed_forward = true }
+  rope = true, feed_forward = true, recompute = true }
 
 local function parts(self, opts)
   local norm = NORMS[opts.norm or 'layer']
@@ -21,6 +22,7 @@ local function parts(self, opts)
   self.self_attention = Attention { opts.dim, opts.heads, rope = opts.rope }
   self.feed_forward = opts.feed_forward or FeedForward { opts.dim, opts.hidden, activation = opts.activation }
   self.dropout = Dropout(opts.dropout or 0)
+  self.recompute = opts.recompute == true
   return norm
 end
 
@@ -34,7 +36,8 @@ end
 local Encoder = module.class 'TransformerEncoderLayer'
 transformer.EncoderLayer = Encoder
 
---- `{ dim=, heads=, hidden=, activation='relu', dropout=0, norm='layer'|'rms', rope=false, feed_forward=module }`
+--- `{ dim=, heads=, hidden=, activation='relu', dropout=0, norm='layer'|'rms', rope=false, feed_forward=module,
+-- recompute=false }`; recompute: activations are forgotten after forward, and computed again in backward
 function Encoder:init(opts)
   tensor.options(opts, OPTIONS, 'nn.TransformerEncoderLayer')
   parts(self, opts)
@@ -44,6 +47,11 @@ end
 ---@param x lumoe.Tensor  [B, T, dim]
 ---@return lumoe.Tensor x, lumoe.Tensor? aux
 function Encoder:forward(x, tags)
+  if self.recompute then return recompute(self.block, self, x, tags) end
+  return self:block(x, tags)
+end
+
+function Encoder:block(x, tags)
   local y = self.self_attention(self.norm_self(x), { key_mask = tags and tags.valid })
   return feed_forward(self, x + self.dropout(y, tags), tags)
 end
@@ -62,6 +70,11 @@ end
 --- memory: [B, S, dim] with memory_valid u8 [B, S]. cache: `{}` at first, for generation one position at a time.
 ---@return lumoe.Tensor x, lumoe.Tensor? aux
 function Decoder:forward(x, tags, memory, memory_valid, cache)
+  if self.recompute and not cache then return recompute(self.block, self, x, tags, memory, memory_valid) end
+  return self:block(x, tags, memory, memory_valid, cache)
+end
+
+function Decoder:block(x, tags, memory, memory_valid, cache)
   if cache and not cache.own then cache.own, cache.cross = { length = 0 }, {} end
   local y = self.self_attention(self.norm_self(x), { causal = true, cache = cache and cache.own,
     key_mask = not cache and tags and tags.valid or nil })
