@@ -1,0 +1,123 @@
+--- Traces of routes: written, read, replayed, compared.
+local lumoe = require 'lumoe'
+local moe = lumoe.moe
+
+local DIM, TOKENS, EXPERTS = 4, 12, 5
+
+local function layer(seed, capacity)
+  lumoe.manual_seed(seed)
+  local made = moe.Layer { dim = DIM, experts = moe.FFN { experts = EXPERTS, hidden = 6 }, capacity = capacity,
+    router = moe.routers.top_k { dim = DIM, top_k = 2 } }
+  made:initialize()
+  return made
+end
+
+local function batch()
+  lumoe.manual_seed(8)
+  local ids = {}
+  for t = 1, TOKENS do ids[t] = (t * 7) % TOKENS + 100 end
+  return lumoe.randn(TOKENS, DIM), { tokens = lumoe.tensor(ids, { dtype = 'i64' }) }
+end
+
+local function routes(plan)
+  local list = {}
+  for t = 0, TOKENS - 1 do
+    for _, route in ipairs(plan:route_of(t)) do list[#list + 1] = route.expert .. (route.dropped and 'dropped' or '') end
+  end
+  return table.concat(list, ' ')
+end
+
+describe('a trace', function()
+  it('is replayed by a layer that would choose otherwise, drops and all', function()
+    local first, second = layer(1, { factor = 0.8 }), layer(2, { factor = 0.8 })
+    local x, tags = batch()
+    local trace = moe.trace()
+    trace:record(first, x, tags)
+    local want = routes(first.last_plan)
+    assert.matches('dropped', want)
+    second(x, tags)
+    assert.not_equal(want, routes(second.last_plan))
+    local replayed = moe.trace()
+    replayed:record(trace.replay, trace, second, x, tags)
+    assert.equal(want, routes(second.last_plan))
+    assert.equal(trace:hash(), replayed:hash())
+    assert.same({}, trace:differences(replayed))
+  end)
+
+  it('replays by token, in any order and in parts', function()
+    local first = layer(1, { factor = 0.8 })
+    local x, tags = batch()
+    local trace = moe.trace()
+    trace:record(first, x, tags)
+    local want = first.last_plan
+    local part = x[{ { 3, 5 } }]
+    trace:replay(first, part, { tokens = tags.tokens[{ { 3, 5 } }] })
+    assert.same(want:route_of(3)[1].expert, first.last_plan:route_of(0)[1].expert)
+    assert.same(want:route_of(4)[2].expert, first.last_plan:route_of(1)[2].expert)
+    assert.error_matches(function() trace:replay(first, part, { tokens = lumoe.tensor({ 1, 2 }, { dtype = 'i64' }) }) end,
+      "call 1 of router 'router' saw no token 1")
+    assert.error_matches(function()
+      trace:replay(function()
+        first(x, tags)
+        first(x, tags)
+      end)
+    end, "no call 2 of router 'router'")
+  end)
+
+  it('leaves the gradients to the scores', function()
+    local one = layer(1)
+    local x, tags = batch()
+    local trace = moe.trace()
+    local function gradient(call)
+      one:zero_grad()
+      call(one, x, tags):square():sum():backward()
+      return one.router.gate.weight.grad:flatten():totable()
+    end
+    local want = gradient(function(...) return (trace:record(...)) end)
+    assert.same(want, gradient(function(...) return (trace:replay(...)) end))
+  end)
+
+  it('goes to a file and back, also in parts', function()
+    local one = layer(1, { factor = 0.8 })
+    local x, tags = batch()
+    local whole, parts = moe.trace(), { moe.trace(), moe.trace() }
+    whole:record(one, x, tags)
+    for i, part in ipairs(parts) do -- as two ranks would have it
+      local from, to = (i - 1) * 5, i == 1 and 5 or TOKENS
+      part:record(whole.replay, whole, one, x[{ { from, to } }], { tokens = tags.tokens[{ { from, to } }] })
+    end
+    local a, b = os.tmpname(), os.tmpname()
+    whole:save(a)
+    assert.same({}, moe.trace.load(a):differences(whole))
+    assert.equal(whole:hash(), moe.trace.load(a):hash())
+    for line in io.lines(a) do assert.matches('^router 1 5 %d+ %d%-? %d%-?$', line) end
+    parts[1]:save(a)
+    parts[2]:save(b)
+    local joined = moe.trace.load(a, b)
+    assert.equal(TOKENS, joined.layers.router[1].tokens)
+    os.remove(a)
+    os.remove(b)
+  end)
+
+  it('says which tokens go elsewhere, and how near the scores were', function()
+    local one = layer(1)
+    local x, tags = batch()
+    local trace, other = moe.trace(), moe.trace()
+    trace:record(one, x, tags)
+    local gate = one.router.gate.weight:detach()
+    gate[0] = gate[0] * 1.2
+    other:record(one, x, tags)
+    local found = trace:differences(other)
+    assert.is_true(#found > 0)
+    assert.not_equal(trace:hash(), other:hash())
+    for _, d in ipairs(found) do
+      assert.equal('router', d.path)
+      assert.is_true(d.gap > 0 and d.gap < 1)
+    end
+    local call = other.layers.router[1] -- a token that the first one never saw
+    call.row[7], call.row[100] = call.row[100], nil
+    local last = trace:differences(other)
+    assert.equal(math.huge, last[1].gap)
+    assert.equal(7, last[1].token)
+  end)
+end)
