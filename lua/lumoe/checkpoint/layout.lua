@@ -50,6 +50,9 @@ function layout.of_optimizer(optimizer)
   local list = {}
   for _, p in ipairs(optimizer.params) do
     local ids, slots = row_ids(p), {}
+    if optimizer.offloaded:slots(p.name) then
+      error(("the optimizer's state of '%s' is offloaded, which checkpoints cannot hold yet"):format(p.name), 0)
+    end
     for slot in pairs(optimizer.state[p.name]) do slots[#slots + 1] = slot end
     table.sort(slots)
     for _, slot in ipairs(slots) do

@@ -15,6 +15,7 @@ local status = require 'lumoe.status'
 ---@field edp integer  copies of that set
 ---@field zero { dense: integer, expert: integer }  stages of ZeRO
 ---@field offload string?  'optimizer' or 'parameters': what lives in the second tier of memory
+---@field tier { dir?: string, bucket?: integer }  where, and the bytes that pass through memory at once
 ---@field data lumoe.Group     the ranks with other tokens, at this rank's place in its tensor group
 ---@field tensor lumoe.Group   the ranks with the same tokens
 ---@field tokens lumoe.Group   all ranks: each has tokens of its own where a layer has cut them over tp
@@ -26,6 +27,7 @@ Mesh.__index = Mesh
 local OPTIONS = { ep = true, etp = true, offload = true, tp = true, zero = true }
 local ZERO = { dense = true, expert = true }
 local OFFLOAD = { optimizer = true, parameters = true }
+local TIER = { to = true, dir = true, bucket = true }
 
 -- ---- checks --------------------------------------------------------------------------------
 
@@ -54,17 +56,33 @@ local function divides(what, n, size)
   end
 end
 
+-- offload = 'optimizer' or 'parameters', or { to = that, dir = '/scratch', bucket = bytes }.
+local function checked_offload(offload)
+  local tier = {}
+  if type(offload) == 'table' then
+    known(offload, TIER, 'offload.')
+    if offload.dir ~= nil and type(offload.dir) ~= 'string' then
+      status.argument('mesh: offload.dir must be the path of a directory, not %s', tostring(offload.dir))
+    end
+    if offload.bucket ~= nil then whole('offload.bucket', offload.bucket, 1, math.huge) end
+    tier = { dir = offload.dir, bucket = offload.bucket }
+    offload = tostring(offload.to)
+  end
+  if offload ~= nil and not OFFLOAD[offload] then
+    status.argument("mesh: offload must be 'optimizer' or 'parameters', not %s", tostring(offload))
+  end
+  return offload, tier
+end
+
 local function checked(opts, size)
   known(opts, OPTIONS, '')
   if opts.zero ~= nil and type(opts.zero) ~= 'table' then
     status.argument('mesh: zero must be a table { dense = stage, expert = stage }, not %s', tostring(opts.zero))
   end
-  local zero, offload = opts.zero or {}, opts.offload
+  local zero = opts.zero or {}
   known(zero, ZERO, 'zero.')
-  if offload ~= nil and not OFFLOAD[offload] then
-    status.argument("mesh: offload must be 'optimizer' or 'parameters', not %s", tostring(offload))
-  end
-  local m = { offload = offload, zero = {} }
+  local m = { zero = {} }
+  m.offload, m.tier = checked_offload(opts.offload)
   for _, name in ipairs { 'tp', 'ep', 'etp' } do m[name] = whole(name, opts[name] or 1, 1, math.huge) end
   for _, part in ipairs { 'dense', 'expert' } do m.zero[part] = whole('zero.' .. part, zero[part] or 0, 0, 3) end
   divides('tp', m.tp, size)
@@ -85,12 +103,13 @@ end
 local meshes = {}
 
 --- The mesh of these options: the same one each time. All ranks call it alike.
----@param opts { tp?: integer, ep?: integer, etp?: integer, zero?: { dense?: integer, expert?: integer }, offload?: string }?
+---@param opts { tp?: integer, ep?: integer, etp?: integer, zero?: { dense?: integer, expert?: integer }, offload?: string|table }?
 ---@return lumoe.Mesh
 local function mesh(opts)
   local size, rank = groups.world_size(), groups.rank()
   local m = checked(opts or {}, size)
-  local key = table.concat({ m.tp, m.ep, m.etp, m.zero.dense, m.zero.expert, m.offload or 'none' }, ' ')
+  local key = table.concat({ m.tp, m.ep, m.etp, m.zero.dense, m.zero.expert, m.offload or 'none',
+    m.tier.dir or '', m.tier.bucket or '' }, ' ')
   if meshes[key] then return meshes[key] end
   local spread = m.ep * m.etp
   m.dp, m.edp = size / m.tp, size / spread

@@ -131,8 +131,8 @@ function placement.stage(p) return placement.mesh(p).zero[p.spec.group] end
 function placement.check_supported(p)
   if placement.stage(p) > 0 then
     status.argument("parameter '%s': ZeRO (zero.%s = %d of its mesh) is not there yet", p.name, p.spec.group, placement.stage(p))
-  elseif placement.mesh(p).offload then
-    status.argument("parameter '%s': offload = '%s' of its mesh is not there yet", p.name, placement.mesh(p).offload)
+  elseif placement.mesh(p).offload == 'parameters' then
+    status.argument("parameter '%s': offload = 'parameters' of its mesh is not there yet", p.name)
   end
 end
 

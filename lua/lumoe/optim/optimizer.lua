@@ -2,6 +2,7 @@
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local handle = require 'lumoe.handle'
+local offloaded = require 'lumoe.optim.offloaded'
 local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
@@ -21,27 +22,37 @@ local function booked(make)
   return autograd.keep(made)
 end
 
+-- State that is in memory, for one parameter.
+local function in_memory(p, slots)
+  local state = {}
+  for name, shape in pairs(slots) do
+    state[name] = booked(function() return tensor.zeros(shape) end)
+  end
+  if p.tensor.dtype == 'bf16' then
+    state.master = booked(function()
+      return autograd.no_grad(function() return p.tensor:detach():float():clone() end)
+    end)
+  end
+  return state
+end
+
 --- params: what `module:named_parameters()` gives. `slots(p)` names the state of one parameter: name ->
--- shape; `update(self, p, state, master, lr, grad_scale)` is the step.
+-- shape; `update(self, p, state, master, lr, grad_scale, ndim)` is the step, ndim being the parameter's:
+-- p may be a flat part of it. State of a mesh with offload lies in a tier (optim/offloaded.lua).
 function optimizer.new(kind, params, opts, slots, update)
   if type(params) ~= 'table' or type(params[1]) ~= 'table' or not params[1].tensor then
     status.argument('optim.%s: wants the list that module:named_parameters() gives', kind)
   end
-  local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {} },
-    Optimizer)
+  local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {},
+    offloaded = {} }, Optimizer)
+  local away = {}
   for _, p in ipairs(params) do
     placement.check_supported(p)
-    local state = {}
-    for name, shape in pairs(slots(p.tensor)) do
-      state[name] = booked(function() return tensor.zeros(shape) end)
-    end
-    if p.tensor.dtype == 'bf16' then
-      state.master = booked(function()
-        return autograd.no_grad(function() return p.tensor:detach():float():clone() end)
-      end)
-    end
-    self.state[p.name] = state
+    local shapes = slots(p.tensor)
+    if placement.mesh(p).offload then away[#away + 1] = { param = p, slots = shapes }
+    else self.state[p.name] = in_memory(p, shapes) end
   end
+  self.offloaded = offloaded.new(self, away)
   return self
 end
 
@@ -52,8 +63,12 @@ function Optimizer:step(opts)
   local lr, scale = opts.lr or self.opts.lr, opts.grad_scale or 1
   for _, p in ipairs(self.params) do
     local state = self.state[p.name]
-    status.check(self:update(handle.pointer(p.tensor), state, state.master and handle.pointer(state.master), lr, scale))
+    if state then
+      status.check(self:update(handle.pointer(p.tensor), state, state.master and handle.pointer(state.master), lr, scale,
+        p.tensor:dim()))
+    end
   end
+  self.offloaded:step(lr, scale)
 end
 
 --- Gradients are dropped; the next backward makes them anew.

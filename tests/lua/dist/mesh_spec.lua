@@ -11,6 +11,9 @@ describe('dist.mesh', function()
     assert.equal('dp 1 × tp 1, experts edp 1 × ep 1 × etp 1', tostring(mesh))
     assert.equal('dp 1 × tp 1, experts edp 1 × ep 1 × etp 1, ZeRO dense 2 expert 0, offload parameters',
       tostring(dist.mesh { zero = { dense = 2 }, offload = 'parameters' }))
+    local away = dist.mesh { offload = { to = 'optimizer', dir = '/scratch' } }
+    assert.same({ 'optimizer', '/scratch' }, { away.offload, away.tier.dir })
+    assert.are_not.equal(away, dist.mesh { offload = 'optimizer' })
   end)
 
   it('names the numbers of what cannot be', function()
@@ -25,6 +28,9 @@ describe('dist.mesh', function()
     fails({ zero = { experts = 1 } }, "unknown option 'zero.experts'; there are dense, expert")
     fails({ zero = { dense = 4 } }, 'zero.dense must be a whole number from 0 to 3, not 4')
     fails({ offload = 'cpu' }, "offload must be 'optimizer' or 'parameters', not cpu")
+    fails({ offload = {} }, "offload must be 'optimizer' or 'parameters', not nil")
+    fails({ offload = { to = 'optimizer', path = '/' } }, "unknown option 'offload.path'; there are bucket, dir, to")
+    fails({ offload = { to = 'optimizer', bucket = 0 } }, 'offload.bucket must be a whole number from 1, not 0')
   end)
 
   it('says so where an optimizer meets what is not there yet', function()
@@ -32,8 +38,8 @@ describe('dist.mesh', function()
     function Part:init(mesh) nn.parameter(self, 'weight', { 2 }, { mesh = mesh }) end
     assert.error_matches(function() optim.SGD(Part(dist.mesh { zero = { dense = 1 } }):named_parameters()) end,
       "parameter 'weight': ZeRO %(zero.dense = 1 of its mesh%) is not there yet")
-    assert.error_matches(function() optim.SGD(Part(dist.mesh { offload = 'optimizer' }):named_parameters()) end,
-      "offload = 'optimizer' of its mesh is not there yet")
+    assert.error_matches(function() optim.SGD(Part(dist.mesh { offload = 'parameters' }):named_parameters()) end,
+      "offload = 'parameters' of its mesh is not there yet")
   end)
 
   it('is the same for every parameter of a model, but for its experts', function()
