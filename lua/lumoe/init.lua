@@ -41,7 +41,7 @@ end
 function lumoe.has_bf16() return C.lm_has_bf16() == 1 end
 
 local MODULES = {}
-for name in ('nn moe dist optim data text metrics log viz checkpoint'):gmatch '%S+' do MODULES[name] = true end
+for name in ('nn moe dist optim data text metrics log viz checkpoint estimate'):gmatch '%S+' do MODULES[name] = true end
 
 return setmetatable(lumoe, {
   __index = function(self, name)
