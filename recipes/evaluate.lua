@@ -5,6 +5,7 @@ local argparse = require 'argparse'
 local evaluation = require 'recipes.translate.evaluation'
 local options = require 'recipes.translate.options'
 local restore = require 'recipes.translate.restore'
+local path = require 'pl.path'
 
 local p = argparse('lumoe recipes/evaluate.lua', 'Scores a translator: BLEU, chrF, use of the experts.')
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
@@ -15,6 +16,9 @@ local opts = p:parse()
 
 local model, data, saved = restore(opts.checkpoint)
 saved.opts.beam, saved.opts.test_sentences = opts.beam, opts.test_sentences
-evaluation.run(model, data, saved.opts, opts.out,
-  { checkpoint = opts.checkpoint, step = saved.step, parameters = model:numel() })
+local trained = path.dirname(path.normpath(saved.at))
+evaluation.run(model, data, saved.opts, opts.out, {
+  about = { checkpoint = saved.at, step = saved.step, parameters = (model:sizes()) },
+  records = path.join(trained, 'metrics.jsonl'), step = saved.step,
+})
 lumoe.dist.barrier()

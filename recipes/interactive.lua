@@ -3,10 +3,10 @@
 --   > Das Dokument wurde gespeichert.
 -- `:from de` and `:to en` choose the languages.
 local argparse = require 'argparse'
-local evaluation = require 'recipes.translate.evaluation'
 local options = require 'recipes.translate.options'
 local restore = require 'recipes.translate.restore'
 local terminal = require 'lumoe.log.terminal'
+local translation = require 'recipes.translate.translation'
 
 local p = argparse('lumoe recipes/interactive.lua', 'Translates the lines of standard input.')
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
@@ -19,7 +19,10 @@ local model, data = restore(opts.checkpoint)
 local known = {}
 for _, language in ipairs(data.languages) do known[language] = true end
 local pair = { from = opts.from or data.langs[1], to = opts.to }
-local translate = evaluation.translator(model, data, { beam = opts.beam })
+local function translate(line)
+  local request = { sentences = { line }, from = pair.from, to = pair.to }
+  return translation.run(model, data, { request }, { beam = opts.beam })[1][1]
+end
 
 local function choose(side, language)
   if not known[language] then
@@ -37,6 +40,6 @@ prompt()
 for line in io.lines() do
   local side, language = line:match '^:(%a+)%s+([%a_]+)%s*$'
   if side == 'from' or side == 'to' then choose(side, language)
-  elseif line:match '%S' then io.write(translate({ line }, pair.from, pair.to)[1], '\n') end
+  elseif line:match '%S' then io.write(translate(line), '\n') end
   prompt()
 end

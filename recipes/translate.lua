@@ -5,6 +5,7 @@
 --   ./lumoe recipes/translate.lua --langs de,ja --minutes 10 --experts 16
 --   ./lumoe -np 2 recipes/translate.lua --ep 2           experts spread over two processes
 local lumoe = require 'lumoe'
+local comparison = require 'recipes.translate.comparison'
 local corpus = require 'recipes.translate.corpus'
 local evaluation = require 'recipes.translate.evaluation'
 local options = require 'recipes.translate.options'
@@ -52,22 +53,27 @@ end
 
 -- 3. Evaluation on sentences that were held out.
 local function evaluate(model, result, out, run)
+  local all, active = model:sizes()
   return evaluation.run(model, data, run, out, {
-    languages = table.concat(opts.langs, ' '), parameters = model:numel(), experts = run.experts,
-    precision = opts.precision, steps = result.step, ['training seconds'] = math.floor(result.seconds),
-    ['tokens seen'] = result.tokens,
+    about = {
+      languages = table.concat(opts.langs, ' '), parameters = all, ['active parameters'] = active, experts = run.experts,
+      precision = opts.precision, steps = result.step, ['training seconds'] = math.floor(result.seconds),
+      ['tokens seen'] = result.tokens, ['tokens per second'] = math.floor(result.tokens / math.max(result.seconds, 1e-9)),
+    },
+    records = path.join(out, 'metrics.jsonl'),
   })
 end
 
 local model, result = train(opts, opts.out)
-if not opts.no_eval then evaluate(model, result, opts.out, opts) end
+local own = not opts.no_eval and evaluate(model, result, opts.out, opts)
 
--- 4. The dense twin: the same active parameters, the same tokens.
+-- 4. The dense twin: a token meets as wide a feed-forward part as one expert is; the same tokens.
 if opts.compare_dense then
   local out = path.join(opts.out, 'dense')
   local twin = tablex.update(tablex.copy(opts), { experts = 1, top_k = 1, ep = 1, steps = result.step })
   twin.resume = opts.resume and lumoe.checkpoint.latest(out) ~= nil
   say('\nthe dense twin, %d steps:', twin.steps)
   local dense, dense_result = train(twin, out)
-  if not opts.no_eval then evaluate(dense, dense_result, out, twin) end
+  local other = not opts.no_eval and evaluate(dense, dense_result, out, twin)
+  if own and other then comparison.run(own, other, opts.out) end
 end

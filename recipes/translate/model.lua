@@ -23,8 +23,7 @@ end
 
 --- opts: those of the recipe, with vocab as the tokenizer has it.
 function Translator:init(opts)
-  local mesh = opts.experts > 1 and dist.mesh { ep = opts.ep } or nil
-  self.opts = opts
+  self.opts, self.mesh = opts, dist.mesh { ep = opts.ep }
   self.scale = math.sqrt(opts.dim)
   self.embedding = nn.Embedding { opts.vocab, opts.dim, std = opts.dim ^ -0.5 }
   self.dropout = nn.Dropout(opts.dropout)
@@ -32,7 +31,7 @@ function Translator:init(opts)
     local list = {}
     for i = 1, n do
       list[i] = class { dim = opts.dim, heads = opts.heads, hidden = opts.hidden, dropout = opts.dropout, rope = true,
-        feed_forward = has_experts(opts, i, n) and experts(opts, mesh) or nil }
+        feed_forward = has_experts(opts, i, n) and experts(opts, self.mesh) or nil }
     end
     return list
   end
@@ -79,6 +78,18 @@ function Translator:loss(batch)
   local nll = x:linear_cross_entropy(self.embedding.weight, batch.tgt_out,
     { ignore_index = batch.pad, label_smoothing = self.opts.label_smoothing })
   return nll, add(aux_encoder, aux_decoder)
+end
+
+--- How many parameters there are on all ranks together, and how many of them work on a token.
+function Translator:sizes()
+  local all, active = 0, 0
+  for _, p in ipairs(self:named_parameters()) do
+    local n = 1
+    for _, size in ipairs(p.spec.whole) do n = n * size end
+    all = all + n
+    active = active + (p.spec.group == 'expert' and n / p.module.count * self.opts.top_k or n)
+  end
+  return all, active
 end
 
 --- Every MoE layer with its path, in order.

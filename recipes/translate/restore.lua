@@ -6,7 +6,7 @@ local path = require 'pl.path'
 local checkpoint, dist = lumoe.checkpoint, lumoe.dist
 
 --- where: a checkpoint, or a folder of checkpoints (its last one).  Returns the model, in evaluation, its corpus,
--- and { opts, step } as they were saved.
+-- and { opts, step } as they were saved, `at` which path.
 return function(where)
   local at = path.exists(path.join(where, 'index.json')) and where or checkpoint.latest(where)
   if not at then error(where .. ': no checkpoint there', 0) end
@@ -18,5 +18,5 @@ return function(where)
   corpus.check_tokenizer(data, saved.extra.tokenizer, at)
   local model = training.model(opts)
   checkpoint.load(at, { model = model })
-  return model:eval(), data, { opts = opts, step = saved.step }
+  return model:eval(), data, { opts = opts, step = saved.step, at = at }
 end

@@ -93,7 +93,8 @@ describe('evaluation in the recipes', function()
     end
     assert.equal(utils.readfile(file 'scores.json'), utils.readfile(out .. '/scores.json'))
     assert.truthy(again:find('BLEU', 1, true))
-    assert.is_true(path.isfile(out .. '/report.html'))
+    local html = utils.readfile(out .. '/report.html')
+    for _, title in ipairs { '>Loss<', '>Learning rate<' } do assert.matches(title, html) end -- the training's records
   end)
 
   it('evaluate.lua says the same on two ranks, the experts over both, without the user\'s text', function()
@@ -110,6 +111,7 @@ describe('evaluation in the recipes', function()
     for _, direction in ipairs { 'es-en', 'en-es' } do
       assert.same(lines(single .. '/test/' .. direction .. '.hyp'), lines(out .. '/test/' .. direction .. '.hyp'))
     end
+    assert.equal(utils.readfile(single .. '/scores.json'), utils.readfile(out .. '/scores.json'))
   end)
 
   it('interactive.lua translates what is typed, as evaluation did', function()
@@ -138,7 +140,23 @@ describe('evaluation in the recipes', function()
       assert.is_true(path.isfile(root .. '/twins/dense/' .. name))
     end
     assert.truthy(errors:find('the dense twin, 10 steps', 1, true))
-    assert.truthy(said:find('dense', 1, true))
+    -- Both together: scores side by side, what they took, both curves.
+    local heading = said:match '\n(direction[^\n]*dense[^\n]*)'
+    assert.equal(4, select(2, heading:gsub('dense', '')))
+    local scores = {}
+    for i, name in ipairs { 'twins', 'twins/dense' } do
+      scores[i] = cjson.decode(utils.readfile(('%s/%s/scores.json'):format(root, name)))['es-en']
+    end
+    local joint = { said:match(heading:gsub('%p', '%%%0') .. '\n[─]+\nes%-en' .. ('%s+([%d.]+)'):rep(8)) }
+    for i, field in ipairs { 'bleu', 'chrf', 'bleu_novel', 'bleu_novel_48' } do
+      for twin = 1, 2 do assert.near(scores[twin][field], tonumber(joint[2 * i - 2 + twin]), 0.0051) end
+    end
+    local all, active = said:match '\nMoE%s+([%d.]+) M%s+([%d.]+) M%s+10%s+[%d.]+ M%s+[%d.]+%s+%d+\n'
+    local dense_all, dense_active = said:match '\ndense%s+([%d.]+) M%s+([%d.]+) M%s+10%s'
+    assert.is_true(tonumber(active) < tonumber(all))
+    assert.equal(dense_all, dense_active)
+    local html = utils.readfile(root .. '/twins/report.html')
+    for _, want in ipairs { '>MoE<', '>dense<', '>novel ≤48<', 'encoder%.2%.feed_forward' } do assert.matches(want, html) end
     options.resume = true
     code, _, errors = run.translate(root, 'twins', options)
     assert.equal(0, code, errors)

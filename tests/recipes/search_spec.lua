@@ -176,4 +176,18 @@ describe('beam search', function()
     local by = model:moe_layers()[1].layer:stats().by.language
     assert.is_truthy(by and by[0])
   end))
+
+  it('lets sentences go when they are done, and takes a batch without any', without_gradients(function()
+    local model, rows = translator { seed = 5 }, {}
+    local got = search.beam(model, batch_of(SOURCES), { beam = 2, eos = 99, tags = function(n)
+      rows[#rows + 1] = n
+      return {}
+    end })
+    for i, length in ipairs { 16, 13, 19 } do assert.equal(length, #got[i]) end -- 1.5 times the source, and 10
+    for position = 1, 19 do assert.equal(position <= 13 and 6 or position <= 16 and 4 or 2, rows[position]) end
+    assert.equal(19, #rows)
+    local none = { src = lumoe.zeros({ 0, 1 }, { dtype = 'i32' }), start = lumoe.zeros({ 0 }, { dtype = 'i32' }),
+      src_tags = { valid = lumoe.zeros({ 0, 1 }, { dtype = 'u8' }) } }
+    assert.same({}, search.beam(model, none, { beam = 2, eos = EOS }))
+  end))
 end)

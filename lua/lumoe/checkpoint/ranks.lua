@@ -2,6 +2,7 @@
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local caller = require 'lumoe.caller'
+local dist = require 'lumoe.dist'
 local options = require 'lumoe.options'
 
 local ranks = {}
@@ -14,25 +15,7 @@ end
 function ranks.rank() return check(C.lm_dist_rank()) end
 function ranks.size() return check(C.lm_dist_world_size()) end
 
---- Every rank's text, in the order of the ranks.
----@param text string
----@return string[]
-function ranks.gather(text)
-  local n = ranks.size()
-  if n == 1 then return { text } end
-  local lengths, mine = ffi.new('int64_t[?]', n), ffi.new('int64_t[1]', #text)
-  check(C.lm_all_gather(nil, mine, 8, lengths))
-  local total = 0
-  for r = 0, n - 1 do total = total + tonumber(lengths[r]) end
-  local all = ffi.new('char[?]', math.max(total, 1))
-  check(C.lm_all_gather_v(nil, text, lengths, all))
-  local texts, at = {}, 0
-  for r = 0, n - 1 do
-    texts[r + 1] = ffi.string(all + at, lengths[r])
-    at = at + tonumber(lengths[r])
-  end
-  return texts
-end
+ranks.gather = dist.gather_texts
 
 --- Calls f(...), which must not wait for other ranks; raises on every rank when it raises on one.
 function ranks.together(f, ...)

@@ -108,6 +108,26 @@ function group.reduce_number(value, op, among)
   return one[0]
 end
 
+--- Every rank's text, in the order of the ranks, on every rank.
+---@param text string
+---@return string[]
+function group.gather_texts(text, among)
+  among = among or group.world()
+  if among.size == 1 then return { text } end
+  local lengths, mine = ffi.new('int64_t[?]', among.size), ffi.new('int64_t[1]', #text)
+  check(C.lm_all_gather(among.pointer, mine, 8, lengths))
+  local total = 0
+  for r = 0, among.size - 1 do total = total + tonumber(lengths[r]) end
+  local all = ffi.new('char[?]', math.max(total, 1))
+  check(C.lm_all_gather_v(among.pointer, text, lengths, all))
+  local texts, at = {}, 0
+  for r = 0, among.size - 1 do
+    texts[r + 1] = ffi.string(all + at, lengths[r])
+    at = at + tonumber(lengths[r])
+  end
+  return texts
+end
+
 --- Errors of one rank become errors of all: every rank calls this, with nil or its message.
 function group.agree(message, among)
   check(C.lm_dist_agree_text((among or group.world()).pointer, message and C.LM_EARG or 0, message))

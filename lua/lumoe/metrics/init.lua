@@ -6,6 +6,8 @@ return {
   chrf = require 'lumoe.metrics.chrf',
   tokenizer_for = require('lumoe.metrics.tokenize').for_language,
   evaluate = scores.evaluate,
+  means = scores.means,
   table = scores.table,
+  align = require 'lumoe.metrics.align',
   write_scores = scores.write,
 }

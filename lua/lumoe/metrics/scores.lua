@@ -2,6 +2,7 @@
 -- A test sentence is *novel* when no training sentence is near it; a *short* one has at most 48 pieces. The
 -- translation memory (the nearest training sentence's translation) is the baseline that a model has to beat.
 local cjson = require('cjson').new()
+local align = require 'lumoe.metrics.align'
 local bleu = require 'lumoe.metrics.bleu'
 local chrf = require 'lumoe.metrics.chrf'
 local options = require 'lumoe.options'
@@ -126,8 +127,6 @@ function scores.means(rows)
   return means
 end
 
-local function display_width(text) return #text:gsub('[\128-\191]', '') end
-
 --- The heading and the cells of the table as text: for the terminal below, and for the report.
 ---@param rows lumoe.DirectionScores[]
 ---@return string[] heading
@@ -161,25 +160,7 @@ end
 ---@return string  lines, each ended
 function scores.table(rows)
   local heading, lines = scores.cells(rows)
-  table.insert(lines, 1, heading)
-  local widths = {}
-  for _, line in ipairs(lines) do
-    for c, cell in ipairs(line) do widths[c] = math.max(widths[c] or 0, display_width(cell)) end
-  end
-  local out = {}
-  for i, line in ipairs(lines) do
-    local cells = {}
-    for c, cell in ipairs(line) do
-      local padding = (' '):rep(widths[c] - display_width(cell))
-      cells[c] = c == 1 and cell .. padding or padding .. cell
-    end
-    out[#out + 1] = table.concat(cells, '  ')
-    if i == 1 or i == #rows + 1 and #lines > i then
-      local rule = 2 * (#widths - 1)
-      for _, width in ipairs(widths) do rule = rule + width end
-      out[#out + 1] = ('─'):rep(rule)
-    end
-  end
+  local out = align(heading, lines, #rows)
   local seen = {}
   for _, row in ipairs(rows) do
     for name, signature in pairs { BLEU = row.signature, chrF2 = row.chrf_signature } do

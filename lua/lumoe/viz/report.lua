@@ -160,7 +160,7 @@ local WANTED = {
 ---  out: path of the page; about: a sentence under the title; config: name -> value;
 ---  curves: as `viz.curve` takes them, or `viz.training_curves(log.read_jsonl(path))`;
 ---  scores: rows of `metrics.evaluate`; heatmaps: as `viz.heatmap` takes them;
----  tables: `{ title = …, heading = texts, rows = lists of texts }`;
+---  tables: `{ title = …, heading = texts, rows = lists of texts, rule = rows before the means? }`, set first;
 ---  samples: `{ direction = …, source = …, hypothesis = …, reference = … }`
 local function report(opts)
   options.check('report', opts, WANTED)
@@ -174,12 +174,12 @@ local function report(opts)
   local function add(part) page[#page + 1] = part end
   local function given(name) return opts[name] and next(opts[name]) ~= nil end
   if opts.about then add('<p class="about">' .. escape(opts.about) .. '</p>\n') end
+  for _, extra in ipairs(opts.tables or {}) do
+    add('<h2>' .. escape(extra.title or '') .. '</h2>\n' .. plain_table(extra.heading, extra.rows, extra.rule and extra.rule + 1))
+  end
   if given 'scores' then add(score_section(opts.scores)) end
   if given 'curves' then add(curve_section(opts.curves)) end
   if given 'heatmaps' then add(map_section(opts.heatmaps)) end
-  for _, extra in ipairs(opts.tables or {}) do
-    add('<h2>' .. escape(extra.title or '') .. '</h2>\n' .. plain_table(extra.heading, extra.rows))
-  end
   if given 'samples' then add(sample_section(opts.samples)) end
   if given 'config' then add(config_section(opts.config)) end
   add '</body>\n</html>\n'

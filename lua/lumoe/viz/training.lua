@@ -42,21 +42,30 @@ local CURVES = { -- field, title, what a unit is multiplied with, smoothed
   { 'grad_norm', 'Gradient norm', 1, true },
 }
 
+-- One run's line in a picture, over its values as they are.
+local function series_of(run, curve, alone)
+  local field, _, factor, smooth = unpack(curve)
+  local x, y = thinned(run.records, field)
+  if #x == 0 then return {} end
+  for i = 1, #y do y[i] = factor * y[i] end
+  if not smooth or #x < 40 then return { { name = run.name, x = x, y = y } } end
+  local line = { name = run.name, x = x, y = smoothed(y) }
+  return alone and { { x = x, y = y, faint = true }, line } or { line }
+end
+
 --- Curves of loss, speed, drops, learning rate and gradient norm, as far as the records have them.
 ---@param records table[]  `log.read_jsonl(path)`: step, loss, valid_loss, tokens_per_s, lr, grad_norm,
----  dropped (a fraction)
+---  dropped (a fraction); or several runs to compare, `{ name = …, records = … }` each
 ---@return table[] curves  what `viz.curve` and `viz.report` take
 local function training_curves(records)
+  local runs = records[1] and records[1].records and records or { { records = records } }
   local curves = {}
   for _, curve in ipairs(CURVES) do
-    local field, title, factor, smooth = unpack(curve)
-    local x, y = thinned(records, field)
-    for i = 1, #y do y[i] = factor * y[i] end
-    if #x > 0 then
-      local series = { { x = x, y = y } }
-      if smooth and #x >= 40 then series = { { x = x, y = y, faint = true }, { x = x, y = smoothed(y) } } end
-      curves[#curves + 1] = { title = title, xlabel = 'step', series = series }
+    local series = {}
+    for _, run in ipairs(runs) do
+      for _, line in ipairs(series_of(run, curve, #runs == 1)) do series[#series + 1] = line end
     end
+    if #series > 0 then curves[#curves + 1] = { title = curve[2], xlabel = 'step', series = series } end
   end
   return curves
 end

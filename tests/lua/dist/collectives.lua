@@ -18,6 +18,9 @@ assert(not ok and message:find 'rank 1 cannot')
 dist.agree(nil)
 assert(not pcall(dist.all_reduce, x:t())) -- not contiguous: an error before anyone waits
 
+local texts = dist.gather_texts(rank == 0 and '' or 'of\0one')
+assert(#texts == 2 and texts[1] == '' and texts[2] == 'of\0one')
+
 local mesh = dist.mesh { ep = 2 }
 assert(mesh.dp == 2 and mesh.edp == 1 and mesh.expert.rank == rank and mesh.replicas.size == 1)
 ok, message = pcall(dist.mesh, { ep = 3 })

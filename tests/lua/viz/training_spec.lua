@@ -39,6 +39,17 @@ describe('training_curves', function()
     for i = 20, 380 do assert.near(500 - i, straight[i], 1e-9) end
   end)
 
+  it('draws several runs into one picture, each by its name', function()
+    local dense = run(50)
+    for _, record in ipairs(dense) do record.dropped = nil end
+    local curves = viz.training_curves { { name = 'MoE', records = run(50) }, { name = 'dense', records = dense } }
+    assert.equal(4, #curves)
+    local names = {}
+    for i, line in ipairs(curves[1].series) do names[i] = line.name end
+    assert.same({ 'MoE', 'dense' }, names)
+    assert.equal(1, #curves[3].series) -- drops: the one that has any
+  end)
+
   it('passes over what is null or not finite', function()
     local records = run(3)
     records[3].loss, records[4].loss = cjson.null, 0 / 0
