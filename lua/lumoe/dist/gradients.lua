@@ -37,14 +37,15 @@ local one = ffi.new 'double[1]'
 ---@param module lumoe.Module
 ---@return number
 function gradients.grad_norm(module)
-  local squares = 0
+  local squares, among = 0, nil
   each(module, function(t, p)
+    among = placement.mesh(p).tokens -- the same for all parameters of a model
     if placement.counts(p) then
       status.check(C.lm_optim_grad_sqsum(handle.pointer(t), one))
       squares = squares + one[0]
     end
   end)
-  return math.sqrt(groups.reduce_number(squares))
+  return math.sqrt(groups.reduce_number(squares, 'sum', among))
 end
 
 --- Scales all gradients so that their norm is at most max_norm. Returns the norm before.

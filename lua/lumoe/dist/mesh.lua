@@ -3,6 +3,7 @@
 --   world = dp · tp           everything but experts: dp parts of the batch, tp ranks to each of them
 --   world = edp · ep · etp    experts: edp copies of the set, each spread over ep places of etp ranks
 --
+-- The world is all ranks, or those of `ranks`: a rank alone can be a world of its own in any job.
 -- Neighbours talk most: tp is innermost (rank = dp's · tp + tp's), and etp, then ep, on the other side.
 local groups = require 'lumoe.dist.group'
 local status = require 'lumoe.status'
@@ -24,7 +25,7 @@ local status = require 'lumoe.status'
 local Mesh = {}
 Mesh.__index = Mesh
 
-local OPTIONS = { ep = true, etp = true, offload = true, tp = true, zero = true }
+local OPTIONS = { ep = true, etp = true, offload = true, ranks = true, tp = true, zero = true }
 local ZERO = { dense = true, expert = true }
 local OFFLOAD = { optimizer = true, parameters = true }
 local TIER = { to = true, dir = true, bucket = true }
@@ -93,29 +94,42 @@ end
 
 -- ---- groups --------------------------------------------------------------------------------
 
--- first, first + step, ...: the ranks of one line through the mesh.
-local function line(first, count, step)
+-- world[first], world[first + step], ... (from 0): the ranks of one line through the mesh.
+local function line(world, first, count, step)
   local ranks = {}
-  for i = 0, count - 1 do ranks[i + 1] = first + i * step end
+  for i = 0, count - 1 do ranks[i + 1] = world[first + i * step + 1] end
+  return groups.group(ranks)
+end
+
+-- The ranks of the mesh's world, as a group.
+local function world_of(ranks)
+  if ranks == nil then return groups.world() end
+  if type(ranks) ~= 'table' or #ranks == 0 then status.argument('mesh: ranks must be a list of ranks, not %s', tostring(ranks)) end
+  local here = false
+  for _, r in ipairs(ranks) do here = here or r == groups.rank() end
+  if not here then status.argument('mesh: rank %d makes a mesh of ranks %s', groups.rank(), table.concat(ranks, ', ')) end
   return groups.group(ranks)
 end
 
 local meshes = {}
 
---- The mesh of these options: the same one each time. All ranks call it alike.
----@param opts { tp?: integer, ep?: integer, etp?: integer, zero?: { dense?: integer, expert?: integer }, offload?: string|table }?
+--- The mesh of these options: the same one each time. All its ranks call it alike.
+---@param opts { tp?: integer, ep?: integer, etp?: integer, zero?: { dense?: integer, expert?: integer }, offload?: string|table, ranks?: integer[] }?
 ---@return lumoe.Mesh
 local function mesh(opts)
-  local size, rank = groups.world_size(), groups.rank()
-  local m = checked(opts or {}, size)
+  opts = opts or {}
+  local world = world_of(opts.ranks)
+  local size, rank = world.size, world.rank
+  local m = checked(opts, size)
   local key = table.concat({ m.tp, m.ep, m.etp, m.zero.dense, m.zero.expert, m.offload or 'none',
-    m.tier.dir or '', m.tier.bucket or '' }, ' ')
+    m.tier.dir or '', m.tier.bucket or '', unpack(world.ranks) }, ' ')
   if meshes[key] then return meshes[key] end
   local spread = m.ep * m.etp
   m.dp, m.edp = size / m.tp, size / spread
-  m.tokens = groups.world()
-  m.data, m.tensor = line(rank % m.tp, m.dp, m.tp), line(rank - rank % m.tp, m.tp, 1)
-  m.expert, m.replicas = line(rank - rank % spread, spread, 1), line(rank % spread, m.edp, spread)
+  m.tokens = world
+  local function across(...) return line(world.ranks, ...) end
+  m.data, m.tensor = across(rank % m.tp, m.dp, m.tp), across(rank - rank % m.tp, m.tp, 1)
+  m.expert, m.replicas = across(rank - rank % spread, spread, 1), across(rank % spread, m.edp, spread)
   meshes[key] = setmetatable(m, Mesh)
   return m
 end

@@ -146,7 +146,7 @@ local function prepare(self, x, tags, valid)
   local choice, wrong = self.router:choose(x, tags)
   if not choice then error(wrong, 0) end
   local factor, select = rule(self)
-  local replayed, kept = trace.routes(self.router:path(), tags.tokens, valid)
+  local replayed, kept = trace.routes(self.router:path(), choice, tags.tokens, valid)
   if replayed then choice.expert_ids = replayed end
   local spec = { expert_ids = choice.expert_ids:contiguous(), top_k = choice.expert_ids:size(1),
     scores = choice.scores:detach():float():contiguous(), capacity_factor = factor }
@@ -174,7 +174,7 @@ local function make_plan(self, x, tags, valid)
   spec.router, spec.tokens, spec.experts = self.router:path(), x:size(0), self.experts.count
   spec.token_ids, spec.valid, spec.owner, spec.mesh = tags.tokens, valid, self._owner, mesh
   local made = plan.new(spec)
-  trace.add(spec.router, made, tags.tokens, spec.scores)
+  trace.add(spec.router, made, tags.tokens)
   return made, choice
 end
 

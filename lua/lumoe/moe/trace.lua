@@ -48,8 +48,13 @@ end
 --- f(...), writing down every choice of an MoE layer in it.
 function Trace:record(f, ...) return during(self, set_recording, f, ...) end
 
---- f(...), in which every MoE layer takes its routes from here. A token that is missing is an error.
-function Trace:replay(f, ...) return during(self, set_replaying, f, ...) end
+--- f(...), in which every MoE layer takes its routes from here. A token that is missing is an error. What
+-- the routers would have chosen otherwise is in `flips` afterwards: a list of { path, call, token, gap },
+-- gap being how far apart the scores of the two choices are.
+function Trace:replay(f, ...)
+  self.flips = {}
+  return during(self, set_replaying, f, ...)
+end
 
 local function next_call(activity, path)
   local n = (activity.calls[path] or 0) + 1
@@ -67,26 +72,54 @@ end
 
 local trace = {}
 
---- Adds a plan; token_ids i64 [tokens], scores f32 [tokens, experts], both contiguous.
+--- Adds a plan; token_ids i64 [tokens], contiguous.
 ---@param plan lumoe.Plan
-function trace.add(path, plan, token_ids, scores)
+function trace.add(path, plan, token_ids)
   if not recording then return end
   local layers = recording.trace.layers
   layers[path] = layers[path] or {}
   local n, top_k = plan.tokens, plan.top_k
   local ids, row_of = C.lm_plan_expert_ids(plan.pointer), C.lm_plan_row_of(plan.pointer)
   local call = { top_k = top_k, experts = plan.experts, tokens = n, row = {},
-    ids = copied('int32_t', ids, n * top_k), dropped = ffi.new('uint8_t[?]', math.max(n * top_k, 1)),
-    scores = copied('float', scores:data_ptr(), n * plan.experts) }
+    ids = copied('int32_t', ids, n * top_k), dropped = ffi.new('uint8_t[?]', math.max(n * top_k, 1)) }
   for r = 0, n * top_k - 1 do call.dropped[r] = (ids[r] >= 0 and row_of[r] < 0) and 1 or 0 end
   local names = ffi.cast('const int64_t *', token_ids:data_ptr())
   for t = 0, n - 1 do call.row[tonumber(names[t])] = t end
   layers[path][next_call(recording, path)] = call
 end
 
---- The routes to take instead of a router's: expert_ids [tokens, top_k] and priorities that keep what was
--- kept (double[]); nil where nothing is replayed. valid: u8 [tokens] or nil.
-function trace.routes(path, token_ids, valid)
+-- How far apart the scores are of two lists of experts; nil where they are the same.
+local function gap(choice, chosen, taken, top_k)
+  local widest
+  for slot = 0, top_k - 1 do
+    local a, b = chosen[slot], taken[slot]
+    if a ~= b then
+      widest = math.max(widest or 0, (a < 0 or b < 0) and math.huge or math.abs(choice[a] - choice[b]))
+    end
+  end
+  return widest
+end
+
+-- Writes down where a router's own choice differs from the ids taken.
+local function note_flips(path, n, choice, names, there, ids)
+  local count, top_k = ids:size(0), ids:size(1)
+  if choice.expert_ids:size(1) ~= top_k then
+    error(("replay: router '%s' chooses %d experts, but in the trace it was %d"):format(path, choice.expert_ids:size(1), top_k), 0)
+  end
+  local own, scores = choice.expert_ids:to('i32'):contiguous(), choice.scores:detach():float():contiguous()
+  local chosen, taken = ffi.cast('const int32_t *', own:data_ptr()), ffi.cast('const int32_t *', ids:data_ptr())
+  local score, experts = ffi.cast('const float *', scores:data_ptr()), scores:size(1)
+  for t = 0, count - 1 do
+    local apart = (not there or there[t] ~= 0) and gap(score + t * experts, chosen + t * top_k, taken + t * top_k, top_k)
+    if apart then
+      table.insert(replaying.trace.flips, { path = path, call = n, token = tonumber(names[t]), gap = apart })
+    end
+  end
+end
+
+--- The routes to take instead of a router's choice: expert_ids [tokens, top_k] and priorities that keep
+-- what was kept (double[]); nil where nothing is replayed. valid: u8 [tokens] or nil.
+function trace.routes(path, choice, token_ids, valid)
   if not replaying then return nil end
   local n = next_call(replaying, path)
   local call = (replaying.trace.layers[path] or {})[n]
@@ -94,19 +127,20 @@ function trace.routes(path, token_ids, valid)
   local count, top_k = token_ids:numel(), call.top_k
   local names = ffi.cast('const int64_t *', token_ids:data_ptr())
   local there = valid and ffi.cast('const uint8_t *', valid:data_ptr())
-  local ids, keep = ffi.new('int32_t[?]', math.max(count * top_k, 1)), ffi.new('double[?]', math.max(count * top_k, 1))
+  local ids, keep = ffi.new('int32_t[?]', math.max(count * top_k, 1), -1), ffi.new('double[?]', math.max(count * top_k, 1))
   for t = 0, count - 1 do
     local row = call.row[tonumber(names[t])]
     if not row and (not there or there[t] ~= 0) then
-      error(("replay: call %d of router '%s' saw no token %s"):format(n, path, tostring(tonumber(names[t]))), 0)
+      error(("replay: call %d of router '%s' saw no token %.0f"):format(n, path, tonumber(names[t])), 0)
     end
-    for slot = 0, top_k - 1 do
-      local to = t * top_k + slot
-      ids[to] = row and call.ids[row * top_k + slot] or -1
-      keep[to] = row and 1 - call.dropped[row * top_k + slot] or 0
+    for slot = 0, row and top_k - 1 or -1 do
+      local to, from = t * top_k + slot, row * top_k + slot
+      ids[to], keep[to] = call.ids[from], 1 - call.dropped[from]
     end
   end
-  return tensor.from(ids, { count, top_k }, { dtype = 'i32' }), keep
+  local taken = tensor.from(ids, { count, top_k }, { dtype = 'i32' })
+  note_flips(path, n, choice, names, there, taken)
+  return taken, keep
 end
 
 -- ---- what it says --------------------------------------------------------------------------
@@ -156,46 +190,6 @@ function Trace:hash(group)
     status.check(C.lm_all_reduce(group.pointer, total, 1, C.LM_I64, C.LM_REDUCE_SUM))
   end
   return bit.tohex(total[0])
-end
-
--- How far apart the scores are of two choices of one token: the most that a slot's expert differs by.
-local function gap(call, row, other, other_row)
-  local widest = 0
-  for slot = 0, call.top_k - 1 do
-    local a, b = call.ids[row * call.top_k + slot], other.ids[other_row * call.top_k + slot]
-    if a ~= b then
-      if a < 0 or b < 0 or not call.scores then return math.huge end
-      local scores = call.scores + row * call.experts
-      widest = math.max(widest, math.abs(scores[a] - scores[b]))
-    end
-  end
-  return widest
-end
-
---- Tokens of `other` that go elsewhere than here: a list of { path, call, token, gap }, gap being how far
--- apart this trace's scores are for the two choices (0 where only a drop differs, which follows from
--- another token's choice); math.huge for a token that is not here.
----@param other lumoe.moe.Trace
-function Trace:differences(other)
-  local list = {}
-  each(other, function(path, n, theirs)
-    local ours = self.layers[path] and self.layers[path][n]
-    for token, row in pairs(theirs.row) do
-      local at = ours and ours.top_k == theirs.top_k and ours.row[token]
-      local same = at ~= nil and at ~= false
-      for slot = 0, theirs.top_k - 1 do same = same and route(theirs, row, slot) == route(ours, at, slot) end
-      if not same then
-        list[#list + 1] = { path = path, call = n, token = token,
-          gap = at and gap(ours, at, theirs, row) or math.huge }
-      end
-    end
-  end)
-  table.sort(list, function(a, b)
-    if a.path ~= b.path then return a.path < b.path end
-    if a.call ~= b.call then return a.call < b.call end
-    return a.token < b.token
-  end)
-  return list
 end
 
 -- ---- files ---------------------------------------------------------------------------------

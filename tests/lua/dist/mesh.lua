@@ -56,5 +56,23 @@ for _, layout in ipairs { {}, { tp = 2 }, { tp = 3 }, { tp = 6 }, { ep = 2 }, { 
   dist.reduce_gradients(model)
   assert(math.abs(dist.grad_norm(model) - math.sqrt(elements)) < 1e-9, tostring(mesh))
 end
+
+-- A rank alone, and two worlds side by side.
+mesh = dist.mesh { ranks = { rank } }
+assert(mesh.dp == 1 and mesh.tokens.size == 1 and mesh.replicas.ranks[1] == rank)
+assert(mesh == dist.mesh { ranks = { rank } } and mesh ~= dist.mesh {})
+local half = rank < 3 and { 0, 1, 2 } or { 3, 5, 4 }
+mesh = dist.mesh { ranks = half, ep = 3 }
+same(mesh.tokens.ranks, half)
+same(mesh.expert.ranks, half)
+same(mesh.replicas.ranks, { rank })
+local model = Model(mesh)
+for _, p in ipairs(model:named_parameters()) do p.tensor.grad = lumoe.full(p.tensor:shape_table(), rank < 3 and 1 or 2) end
+dist.reduce_gradients(model)
+local norm = math.sqrt((3 + 10 + 10) * 3 ^ 2 + 70 + 10)
+assert(math.abs(dist.grad_norm(model) - (rank < 3 and norm or 2 * norm)) < 1e-6)
+assert(dist.mesh { ranks = { 0, 1, 2, 3, 4, 5 } } == dist.mesh {})
+assert(select(2, pcall(dist.mesh, { ranks = { (rank + 1) % 6 } })):find(('rank %d makes a mesh of ranks %d'):format(rank, (rank + 1) % 6)))
+
 dist.barrier()
 if rank == 0 then print 'all well' end
