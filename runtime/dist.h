@@ -18,6 +18,7 @@
 #include "runtime/status.h"
 
 typedef struct lm_group lm_group;
+typedef struct lm_async lm_async; /* a collective under way */
 
 enum { LM_REDUCE_SUM = 0, LM_REDUCE_MAX = 1, LM_REDUCE_MIN = 2 };
 
@@ -39,6 +40,9 @@ LM_API int lm_dist_rank(void);
 LM_API int lm_dist_world_size(void);
 LM_API int lm_dist_local_rank(void); /* among the ranks of this host */
 LM_API int lm_dist_local_size(void);
+/* The number of a rank's host, from 0. LUMOE_HOSTS=2,2 in the environment pretends that the
+ * first two ranks share a host and the next two another. */
+LM_API int lm_dist_host(int rank);
 
 /* A group of world ranks, in the order given; called by exactly its members. */
 LM_API int lm_group_new(const int32_t *ranks, int count, lm_group **out);
@@ -72,8 +76,45 @@ LM_API int lm_dist_agree(LM_MAYBE lm_group *g, int status);
 /* The same, for errors that did not come from C. */
 LM_API int lm_dist_agree_text(LM_MAYBE lm_group *g, int status, LM_MAYBE const char *text);
 
-/* Bytes this process has sent to other ranks since it started. */
-LM_API double lm_dist_bytes_sent(void);
+/* ---- without waiting ----
+ *
+ * The same collectives, started: they go on while this rank computes, whenever it
+ * calls lm_dist_progress or waits for anything here. Their buffers stay untouched
+ * until lm_async_wait; their results have the same bits. Any number may be in
+ * flight, beside others that block, and be waited for in any order; the order of
+ * starting is what all members share. *out may be NULL: done already. */
+LM_API int lm_all_reduce_start(LM_MAYBE lm_group *g, void *data, int64_t count, int dtype,
+                               int op, lm_async **out);
+LM_API int lm_all_gather_start(LM_MAYBE lm_group *g, const void *send, int64_t bytes,
+                               void *recv, lm_async **out);
+LM_API int lm_all_gather_v_start(LM_MAYBE lm_group *g, const void *send, const int64_t *bytes,
+                                 void *recv, lm_async **out);
+LM_API int lm_reduce_scatter_start(LM_MAYBE lm_group *g, void *data, int64_t count, int dtype,
+                                   int op, void *recv, lm_async **out);
+LM_API int lm_all_to_all_v_start(LM_MAYBE lm_group *g, const void *send, const int64_t *sends,
+                                 void *recv, const int64_t *receives, lm_async **out);
+
+/* Waits for it, frees it, and gives its status. NULL is done. */
+LM_API int lm_async_wait(LM_MAYBE lm_async *a);
+/* 1 when lm_async_wait would not wait, else 0. */
+LM_API int lm_async_test(LM_MAYBE lm_async *a);
+/* Frees it, finished or not; if it was not, its group is broken. */
+LM_API void lm_async_drop(LM_MAYBE lm_async *a);
+/* Moves on what is in flight; next to nothing when nothing is. */
+LM_API void lm_dist_progress(void);
+
+/* ---- what was sent ---- */
+
+/* By this rank to one other, since the start or the last reset. */
+typedef struct lm_traffic {
+    double bytes, messages;
+    double rows; /* as told to lm_dist_count_rows */
+} lm_traffic;
+
+LM_API int lm_dist_counters(lm_traffic *out); /* [world size] */
+LM_API void lm_dist_counters_reset(void);
+/* Whoever sends rows with an all_to_all says how many went to each rank of g. */
+LM_API int lm_dist_count_rows(LM_MAYBE lm_group *g, const int64_t *rows);
 
 enum { LM_F64 = 16 }; /* no tensor has it; only all_reduce and reduce_scatter do */
 

@@ -1,4 +1,4 @@
-/* dist.c - the world: who started us, and the transport to the other ranks. */
+/* dist.c - the world: who started us, the transport to the other ranks, their hosts. */
 #define _GNU_SOURCE /* dladdr */
 #include "runtime/dist/dist_impl.h"
 
@@ -9,10 +9,8 @@
 
 static const lm__transport *transport; /* NULL in a world of one */
 static lm_group *world;
-static int local_rank, local_size = 1;
+static int *host; /* [world size]: of each rank, counted from 0; NULL in a world of one */
 static bool finalized;
-static volatile int interrupted;
-static double bytes_sent;
 
 /* ---- launchers ---- */
 
@@ -71,18 +69,54 @@ static int open_transport(void) {
     return LM_OK;
 }
 
+/* ---- hosts ---- */
+
+/* LUMOE_HOSTS=2,2 pretends that the first two ranks share a host and the next two another. */
+static int pretend_hosts(const char *text, int size) {
+    int rank = 0;
+    for (int h = 0; *text; h++) {
+        char *end;
+        long ranks = strtol(text, &end, 10);
+        if (end == text || ranks < 1 || ranks > size - rank) break;
+        for (; ranks > 0; ranks--) host[rank++] = h;
+        text = end + (*end == ',');
+    }
+    if (rank == size && !*text) return LM_OK;
+    return lm_fail(LM_EARG,
+                   "LUMOE_HOSTS: it gives each host's ranks, as in 2,2, and they add "
+                   "up to the %d of the job",
+                   size);
+}
+
+static int find_hosts(int size) {
+    char error[256] = "";
+    const char *pretended = getenv("LUMOE_HOSTS");
+    host = calloc((size_t)size, sizeof *host);
+    if (!host) return lm_fail(LM_EOOM, "dist: no memory for %d ranks", size);
+    if (pretended && *pretended) return pretend_hosts(pretended, size);
+    if (transport->hosts(host, error) != 0) return lm_fail(LM_ECOMM, "%s", error);
+    int hosts = 0; /* each rank names the first rank on its host: number those */
+    for (int r = 0; r < size; r++) host[r] = host[r] == r ? hosts++ : host[host[r]];
+    return LM_OK;
+}
+
+/* ---- the world ---- */
+
+static int join(int *rank, int *size) {
+    char error[256] = "";
+    int st = open_transport();
+    if (st == LM_OK && transport->start(rank, size, error) != 0)
+        st = lm_fail(LM_ECOMM, "%s", error), transport = NULL;
+    if (st == LM_OK) atexit(leave); /* runs when liblumoe is closed, before its code goes */
+    if (st == LM_OK) st = find_hosts(*size);
+    return st;
+}
+
 int lm_dist_init(void) {
     if (finalized) return lm_fail(LM_ECOMM, "dist: this rank has already left the job");
     if (world) return LM_OK;
-    int rank = 0, size = 1;
-    char error[256] = "";
-    int st = check_srun();
-    if (st == LM_OK && lm_dist_launched()) {
-        st = open_transport();
-        if (st == LM_OK && transport->start(&rank, &size, &local_rank, &local_size, error) != 0)
-            st = lm_fail(LM_ECOMM, "%s", error), transport = NULL;
-        if (st == LM_OK) atexit(leave); /* runs when liblumoe is closed, before its code goes */
-    }
+    int rank = 0, size = 1, st = check_srun();
+    if (st == LM_OK && lm_dist_launched()) st = join(&rank, &size);
     return st == LM_OK ? lm__world_new(size, rank, &world) : st;
 }
 
@@ -91,6 +125,7 @@ int lm_dist_running(void) { return transport != NULL && !finalized; }
 int lm_dist_finalize(void) {
     char error[256] = "";
     if (!lm_dist_running()) return LM_OK;
+    lm__async_give_up("this rank leaves the job");
     finalized = true;
     if (transport->stop(error) != 0) return lm_fail(LM_ECOMM, "%s", error);
     return LM_OK;
@@ -100,9 +135,14 @@ void lm_dist_abort(int code) {
     if (lm_dist_running()) transport->abort(code);
 }
 
-void lm_dist_interrupt(void) { interrupted = 1; }
-
 /* ---- facts ---- */
+
+const lm__transport *lm__transport_of_job(void) { return finalized ? NULL : transport; }
+
+lm_group *lm__group(const lm_group *g) {
+    if (g) return (lm_group *)(uintptr_t)g;
+    return lm_dist_init() == LM_OK ? world : NULL;
+}
 
 int lm_dist_rank(void) {
     int st = lm_dist_init();
@@ -114,44 +154,27 @@ int lm_dist_world_size(void) {
     return st == LM_OK ? world->size : st;
 }
 
+int lm_dist_host(int rank) {
+    int st = lm_dist_init();
+    if (st != LM_OK) return st;
+    if (rank < 0 || rank >= world->size)
+        return lm_fail(LM_EARG, "dist: rank %d of a world of %d", rank, world->size);
+    return host ? host[rank] : 0;
+}
+
+/* Ranks below `end` on this rank's host. */
+static int neighbours(int end) {
+    int count = 0;
+    for (int r = 0; r < end; r++) count += lm_dist_host(r) == lm_dist_host(world->rank);
+    return count;
+}
+
 int lm_dist_local_rank(void) {
     int st = lm_dist_init();
-    return st == LM_OK ? local_rank : st;
+    return st == LM_OK ? neighbours(world->rank) : st;
 }
 
 int lm_dist_local_size(void) {
     int st = lm_dist_init();
-    return st == LM_OK ? local_size : st;
-}
-
-double lm_dist_bytes_sent(void) { return bytes_sent; }
-
-/* ---- messages ---- */
-
-lm_group *lm__group(const lm_group *g) {
-    if (g) return (lm_group *)(uintptr_t)g;
-    return lm_dist_init() == LM_OK ? world : NULL;
-}
-
-int lm__exchange_world(lm_group *g, const char *op, int sends, const lm__message *send,
-                       int receives, const lm__message *receive) {
-    char error[256] = "";
-    if (g->broken)
-        return lm_fail(LM_ECOMM,
-                       "%s: an earlier collective of this group failed or was interrupted", op);
-    if (!lm_dist_running())
-        return lm_fail(LM_ECOMM, "%s: this rank has already left the job", op);
-    for (int i = 0; i < sends; i++) bytes_sent += (double)send[i].bytes;
-    if (transport->exchange(g->tag, sends, send, receives, receive, &interrupted, error) == 0)
-        return LM_OK;
-    g->broken = true;
-    interrupted = 0;
-    return lm_fail(LM_ECOMM, "%s over %d ranks: %s", op, g->size, error);
-}
-
-int lm__exchange(lm_group *g, const char *op, int sends, lm__message *send, int receives,
-                 lm__message *receive) {
-    for (int i = 0; i < sends; i++) send[i].peer = g->world_rank[send[i].peer];
-    for (int i = 0; i < receives; i++) receive[i].peer = g->world_rank[receive[i].peer];
-    return lm__exchange_world(g, op, sends, send, receives, receive);
+    return st == LM_OK ? neighbours(world->size) : st;
 }

@@ -1,20 +1,16 @@
 /* group.c - ordered subsets of the ranks.
  *
- * A group is a list of ranks and a tag on their messages. Its members agree on
- * the smallest tag that none of them has used: two groups that share a pair of
- * ranks then always differ, and making a group involves its members alone. */
+ * A group is a list of ranks and a number, from which its messages' tags come.
+ * Its members agree on the smallest number that none of them has used: two
+ * groups that share a pair of ranks then always differ, and making a group
+ * involves its members alone. */
 #include "runtime/dist/dist_impl.h"
 
 #include <stdlib.h>
 
-enum {
-    TAG_WORLD = 0,
-    TAG_MAKING = 1,
-    TAG_GROUPS = 2,
-    MAX_TAG = 32000 /* MPI promises 32767 */
-};
+enum { WORLD = 0, MAKING = 1, OTHERS = 2 };
 
-static int next_tag = TAG_GROUPS;
+static int next_number = OTHERS;
 
 static int group_alloc(int size, lm_group **out) {
     lm_group *g = calloc(1, sizeof *g);
@@ -35,7 +31,7 @@ int lm__world_new(int size, int rank, lm_group **out) {
     if (st != LM_OK) return st;
     for (int i = 0; i < size; i++) g->world_rank[i] = i;
     g->rank = rank;
-    g->tag = TAG_WORLD;
+    g->number = WORLD;
     *out = g;
     return LM_OK;
 }
@@ -57,24 +53,29 @@ static int fill(lm_group *g, const int32_t *ranks, int count) {
     return LM_OK;
 }
 
+/* The members agree on a number. */
+static int agree_number(lm_group *g) {
+    int32_t number = next_number;
+    g->number = MAKING;
+    int st = lm_all_reduce(g, &number, 1, LM_I32, LM_REDUCE_MAX);
+    if (st == LM_OK && number >= lm__transport_of_job()->tags() / LM__SLOTS)
+        st = lm_fail(LM_ECOMM, "group: %d groups were made, and MPI has no more tags", number);
+    if (st != LM_OK) return st;
+    g->number = number;
+    g->started = 0;
+    next_number = number + 1;
+    return LM_OK;
+}
+
 int lm_group_new(const int32_t *ranks, int count, lm_group **out) {
     lm_group *g = NULL;
     int st = lm_dist_init();
     if (st == LM_OK && count < 1) st = lm_fail(LM_EARG, "group: no ranks given");
     if (st == LM_OK) st = group_alloc(count, &g);
     if (st == LM_OK) st = fill(g, ranks, count);
-    int32_t tag = next_tag;
-    if (st == LM_OK && count > 1) {
-        g->tag = TAG_MAKING;
-        st = lm_all_reduce(g, &tag, 1, 2 /* i32 */, LM_REDUCE_MAX);
-        if (st == LM_OK && tag >= MAX_TAG)
-            st = lm_fail(LM_ECOMM, "group: %d groups were made", tag);
-    }
-    if (st == LM_OK) {
-        g->tag = tag;
-        next_tag = tag + 1;
-        *out = g;
-    } else lm_group_release(g);
+    if (st == LM_OK && count > 1) st = agree_number(g);
+    if (st == LM_OK) *out = g;
+    else lm_group_release(g);
     return st;
 }
 

@@ -1,11 +1,12 @@
-/* transport.h - what a transport does: move bytes between two ranks.
+/* transport.h - what a transport does: move bytes between two ranks, without waiting.
  *
  * The collectives (collective.c) are built on this one operation, so that their
  * arithmetic and its order are ours. A message between two ranks under one tag
- * arrives in the order in which such messages were sent. */
+ * arrives in the order in which such messages were posted. */
 #ifndef LM_TRANSPORT_H
 #define LM_TRANSPORT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct lm__message {
@@ -14,14 +15,26 @@ typedef struct lm__message {
     void *data; /* read by a send, written by a receive */
 } lm__message;
 
+typedef struct lm__flight lm__flight; /* messages on their way */
+
 /* Functions return 0, or -1 with a sentence in error (256 bytes). */
 typedef struct lm__transport {
     const char *name;
-    int (*start)(int *rank, int *size, int *local_rank, int *local_size, char *error);
-    /* Sends and receives all of these at once; returns when all are done, or early with -1
-     * once *interrupted is set or a rank that is waited for has left. */
-    int (*exchange)(int tag, int sends, const lm__message *send, int receives,
-                    const lm__message *receive, const volatile int *interrupted, char *error);
+    int (*start)(int *rank, int *size, char *error);
+    int (*hosts)(int *host, char *error); /* host[size]: the first rank on each rank's host */
+    int (*tags)(void);                    /* messages have tags from 0 to below this */
+
+    /* Posts these; *out is NULL when none has a byte. Buffers stay the caller's until test has
+     * given 1. */
+    int (*post)(int tag, int sends, const lm__message *send, int receives,
+                const lm__message *receive, lm__flight **out, char *error);
+    /* 1: all are done, and f is gone; 0: not yet. */
+    int (*test)(lm__flight *f, char *error);
+    /* A rank that has left the job while something is still to come from it, or -1. */
+    int (*deserter)(const lm__flight *f);
+    /* Takes back what has not arrived. False: something is still being written to. */
+    bool (*drop)(lm__flight *f);
+
     int (*stop)(char *error); /* after every rank has said goodbye */
     void (*abort)(int code);
 } lm__transport;

@@ -2,9 +2,8 @@
  * when a launcher is there. Linked into liblumoe, libmpi would cost every start
  * its loading and every machine without MPI the whole program.
  *
- * Only point-to-point messages on one communicator are used, and never a
- * blocking call: the wait is a loop over MPI_Testall, which lets an interrupt in
- * and notices ranks that have left. */
+ * Only nonblocking point-to-point messages on one communicator are used, so
+ * that whoever waits (async.c) can look at other things meanwhile. */
 #include "runtime/dist/transport.h"
 
 #include <mpi.h>
@@ -14,8 +13,14 @@
 #include <string.h>
 #include <time.h>
 
-enum { CHUNK = 1 << 30, TAG_LEFT = 1, TAG_FIRST = 2 };
-enum { SPINS = 200, YIELDS = 4000, LEFT_SECONDS = 2 };
+enum { CHUNK = 1 << 30, TAG_LEFT = 0, TAG_FIRST = 1, PATIENCE = 4000 };
+
+struct lm__flight {
+    int count, receives;   /* the receives come first */
+    int open;              /* those not done */
+    int *peer, *finished;  /* of each request; room for MPI_Testsome */
+    MPI_Request request[]; /* [count] */
+};
 
 static MPI_Comm comm = MPI_COMM_NULL;
 static int my_rank, world_size;
@@ -29,26 +34,16 @@ static int fail(char *error, const char *what, int code) {
     return -1;
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+/* ---- the job ---- */
 
-static int start(int *rank, int *size, int *local_rank, int *local_size, char *error) {
+static int start(int *rank, int *size, char *error) {
     int code = MPI_SUCCESS, on = 0;
-    MPI_Comm host = MPI_COMM_NULL;
     MPI_Initialized(&on);
     if (!on) code = MPI_Init(NULL, NULL);
     if (code == MPI_SUCCESS) code = MPI_Comm_dup(MPI_COMM_WORLD, &comm);
     if (code == MPI_SUCCESS) code = MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
     if (code == MPI_SUCCESS) code = MPI_Comm_rank(comm, &my_rank);
     if (code == MPI_SUCCESS) code = MPI_Comm_size(comm, &world_size);
-    if (code == MPI_SUCCESS)
-        code = MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
-    if (code == MPI_SUCCESS) code = MPI_Comm_rank(host, local_rank);
-    if (code == MPI_SUCCESS) code = MPI_Comm_size(host, local_size);
-    if (host != MPI_COMM_NULL) MPI_Comm_free(&host);
     if (code != MPI_SUCCESS) return fail(error, "MPI does not start", code);
     left = calloc((size_t)world_size, 1);
     if (!left) return snprintf(error, 256, "MPI does not start: no memory"), -1;
@@ -56,6 +51,108 @@ static int start(int *rank, int *size, int *local_rank, int *local_size, char *e
     *size = world_size;
     return 0;
 }
+
+static int hosts(int *host, char *error) {
+    MPI_Comm here = MPI_COMM_NULL;
+    int first = my_rank; /* rank 0 of `here`, as the ranks keep their order */
+    int code = MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here);
+    if (code == MPI_SUCCESS) code = MPI_Bcast(&first, 1, MPI_INT, 0, here);
+    if (here != MPI_COMM_NULL) MPI_Comm_free(&here);
+    if (code == MPI_SUCCESS) code = MPI_Allgather(&first, 1, MPI_INT, host, 1, MPI_INT, comm);
+    return code == MPI_SUCCESS ? 0 : fail(error, "MPI does not start", code);
+}
+
+static int tags(void) {
+    int *highest = NULL, there = 0;
+    MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &highest, &there);
+    return (there ? *highest : 32767) - TAG_FIRST;
+}
+
+/* ---- messages ---- */
+
+static int64_t chunks(int n, const lm__message *m) {
+    int64_t total = 0;
+    for (int i = 0; i < n; i++) total += (m[i].bytes + CHUNK - 1) / CHUNK;
+    return total;
+}
+
+static lm__flight *flight_new(int64_t count) {
+    size_t each = sizeof(MPI_Request) + 2 * sizeof(int);
+    lm__flight *f = malloc(sizeof *f + (size_t)count * each);
+    if (!f) return NULL;
+    f->count = 0;
+    f->receives = f->open = 0;
+    f->peer = (int *)(void *)(f->request + count);
+    f->finished = f->peer + count;
+    return f;
+}
+
+static int post_chunk(lm__flight *f, const lm__message *m, int64_t at, int tag, bool sends) {
+    char *data = (char *)m->data + at;
+    int bytes = m->bytes - at < CHUNK ? (int)(m->bytes - at) : CHUNK;
+    MPI_Request *r = &f->request[f->count];
+    f->peer[f->count] = m->peer;
+    int code = sends ? MPI_Isend(data, bytes, MPI_BYTE, m->peer, tag, comm, r)
+                     : MPI_Irecv(data, bytes, MPI_BYTE, m->peer, tag, comm, r);
+    if (code == MPI_SUCCESS) f->count++, f->open++;
+    return code;
+}
+
+static int post_all(lm__flight *f, int n, const lm__message *m, int tag, bool sends) {
+    int code = MPI_SUCCESS;
+    for (int i = 0; i < n; i++)
+        for (int64_t at = 0; at < m[i].bytes && code == MPI_SUCCESS; at += CHUNK)
+            code = post_chunk(f, &m[i], at, tag, sends);
+    return code;
+}
+
+/* What has arrived stays; a receive that is half arrived gets a moment to end. Sends cannot be
+ * taken back: their requests are left to MPI. */
+static bool drop(lm__flight *f) {
+    int done = f->receives == 0;
+    for (int i = 0; i < f->receives; i++)
+        if (f->request[i] != MPI_REQUEST_NULL) MPI_Cancel(&f->request[i]);
+    for (int turn = 0; !done && turn < PATIENCE; turn++) {
+        MPI_Testall(f->receives, f->request, &done, MPI_STATUSES_IGNORE);
+        sched_yield();
+    }
+    for (int i = f->receives; i < f->count; i++)
+        if (f->request[i] != MPI_REQUEST_NULL) MPI_Request_free(&f->request[i]);
+    free(f);
+    return done;
+}
+
+static int post(int tag, int sends, const lm__message *send, int receives,
+                const lm__message *receive, lm__flight **out, char *error) {
+    int64_t total = chunks(sends, send) + chunks(receives, receive);
+    *out = NULL;
+    if (total == 0) return 0;
+    lm__flight *f = flight_new(total);
+    if (!f) return snprintf(error, 256, "no memory for %lld requests", (long long)total), -1;
+    int code = post_all(f, receives, receive, TAG_FIRST + tag, false);
+    f->receives = f->count;
+    if (code == MPI_SUCCESS) code = post_all(f, sends, send, TAG_FIRST + tag, true);
+    if (code != MPI_SUCCESS) return drop(f), fail(error, "MPI", code);
+    *out = f;
+    return 0;
+}
+
+static int test(lm__flight *f, char *error) {
+    int finished = 0;
+    int code = MPI_Testsome(f->count, f->request, &finished, f->finished, MPI_STATUSES_IGNORE);
+    if (code == MPI_ERR_IN_STATUS || code == MPI_ERR_TRUNCATE)
+        return snprintf(error, 256,
+                        "a message does not fit; do all ranks make the same calls "
+                        "in the same order?"),
+               -1;
+    if (code != MPI_SUCCESS) return fail(error, "MPI", code);
+    if (finished > 0) f->open -= finished; /* MPI_UNDEFINED is negative */
+    if (f->open > 0) return 0;
+    free(f);
+    return 1;
+}
+
+/* ---- goodbyes ---- */
 
 /* Reads the goodbyes that have come. */
 static void note_goodbyes(void) {
@@ -68,103 +165,11 @@ static void note_goodbyes(void) {
     }
 }
 
-/* A short wait spins, a longer one gives its core away, a long one sleeps. */
-static void pause_for(int64_t turn) {
-    if (turn < SPINS) return;
-    if (turn < YIELDS) {
-        sched_yield();
-        return;
-    }
-    nanosleep(&(struct timespec){0, turn < 3 * YIELDS ? 50000 : 1000000}, NULL);
-}
-
-static int wait_all(int count, MPI_Request *requests, int receives, const lm__message *receive,
-                    const volatile int *interrupted, char *error) {
-    double deadline = 0;
-    for (int64_t turn = 0;; turn++) {
-        int done = 0;
-        int code = MPI_Testall(count, requests, &done, MPI_STATUSES_IGNORE);
-        if (code == MPI_ERR_IN_STATUS)
-            return snprintf(error, 256,
-                            "a message does not fit; do all ranks make the same calls "
-                            "in the same order?"),
-                   -1;
-        if (code != MPI_SUCCESS) return fail(error, "MPI", code);
-        if (done) return 0;
-        if (*interrupted) return snprintf(error, 256, "interrupted"), -1;
-        pause_for(turn);
-        if (turn < YIELDS || turn % 100 != 0) continue;
-        note_goodbyes(); /* what it sent before leaving may still be on its way */
-        for (int i = 0; i < receives; i++) {
-            if (!left[receive[i].peer]) continue;
-            if (deadline == 0) deadline = seconds() + LEFT_SECONDS;
-            if (seconds() > deadline)
-                return snprintf(error, 256, "rank %d has already left the job",
-                                receive[i].peer),
-                       -1;
-        }
-    }
-}
-
-static int64_t chunks(int n, const lm__message *m) {
-    int64_t total = 0;
-    for (int i = 0; i < n; i++) total += (m[i].bytes + CHUNK - 1) / CHUNK;
-    return total;
-}
-
-typedef int (*post_fn)(const lm__message *m, int64_t offset, int bytes, int tag,
-                       MPI_Request *r);
-
-static int post_send(const lm__message *m, int64_t offset, int bytes, int tag, MPI_Request *r) {
-    return MPI_Isend((char *)m->data + offset, bytes, MPI_BYTE, m->peer, tag, comm, r);
-}
-
-static int post_receive(const lm__message *m, int64_t offset, int bytes, int tag,
-                        MPI_Request *r) {
-    return MPI_Irecv((char *)m->data + offset, bytes, MPI_BYTE, m->peer, tag, comm, r);
-}
-
-static int post(post_fn fn, int n, const lm__message *m, int tag, MPI_Request *requests,
-                int *count) {
-    int code = MPI_SUCCESS;
-    for (int i = 0; i < n && code == MPI_SUCCESS; i++)
-        for (int64_t at = 0; at < m[i].bytes && code == MPI_SUCCESS; at += CHUNK) {
-            int64_t rest = m[i].bytes - at;
-            code = fn(&m[i], at, (int)(rest < CHUNK ? rest : CHUNK), tag, &requests[*count]);
-            if (code == MPI_SUCCESS) ++*count;
-        }
-    return code;
-}
-
-/* After a failure the caller's buffers go away: takes back the receives still open. One that
- * is half arrived gets a moment to end. */
-static void abandon(int receives, MPI_Request *requests) {
-    int done = 0;
-    for (int i = 0; i < receives; i++)
-        if (requests[i] != MPI_REQUEST_NULL) MPI_Cancel(&requests[i]);
-    for (int64_t turn = 0; !done && turn < YIELDS; turn++) {
-        MPI_Testall(receives, requests, &done, MPI_STATUSES_IGNORE);
-        sched_yield();
-    }
-}
-
-static int exchange(int tag, int sends, const lm__message *send, int receives,
-                    const lm__message *receive, const volatile int *interrupted, char *error) {
-    MPI_Request few[32], *requests = few;
-    int64_t total = chunks(sends, send) + chunks(receives, receive);
-    if (total > 32) requests = malloc((size_t)total * sizeof *requests);
-    if (!requests)
-        return snprintf(error, 256, "no memory for %lld requests", (long long)total), -1;
-    int count = 0, st = 0;
-    int code = post(post_receive, receives, receive, TAG_FIRST + tag, requests, &count);
-    int posted_receives = count;
-    if (code == MPI_SUCCESS)
-        code = post(post_send, sends, send, TAG_FIRST + tag, requests, &count);
-    if (code != MPI_SUCCESS) st = fail(error, "MPI", code);
-    else st = wait_all(count, requests, receives, receive, interrupted, error);
-    if (st != 0) abandon(posted_receives, requests);
-    if (requests != few && st == 0) free(requests); /* else MPI may still hold a send */
-    return st;
+static int deserter(const lm__flight *f) {
+    note_goodbyes();
+    for (int i = 0; i < f->receives; i++)
+        if (f->request[i] != MPI_REQUEST_NULL && left[f->peer[i]]) return f->peer[i];
+    return -1;
 }
 
 /* Says goodbye, then waits until all have: MPI_Finalize itself cannot be interrupted. */
@@ -175,10 +180,8 @@ static int stop(char *error) {
         if (code != MPI_SUCCESS) return fail(error, "MPI", code);
     }
     left[my_rank] = 1;
-    for (int64_t turn = 0; memchr(left, 0, (size_t)world_size); turn++) {
-        note_goodbyes();
-        pause_for(turn);
-    }
+    for (note_goodbyes(); memchr(left, 0, (size_t)world_size); note_goodbyes())
+        nanosleep(&(struct timespec){0, 500000}, NULL);
     free(left);
     left = NULL;
     MPI_Comm_free(&comm);
@@ -188,7 +191,8 @@ static int stop(char *error) {
 
 static void stop_now(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
 
-static const lm__transport mpi = {"mpi", start, exchange, stop, stop_now};
+static const lm__transport mpi = {"mpi", start,    hosts, tags, post,
+                                  test,  deserter, drop,  stop, stop_now};
 
 __attribute__((visibility("default"))) const lm__transport *lm__transport_mpi(void);
 const lm__transport *lm__transport_mpi(void) { return &mpi; }

@@ -20,6 +20,12 @@ describe('collectives', function()
     end)
   end
 
+  for _, n in ipairs { 1, 2, 3, 4 } do
+    it('give the same without waiting, many at a time, on ' .. n .. ' ranks', function()
+      assert.equal('all well\nexit 0\n', (mpirun(n, 'async.lua', n)))
+    end)
+  end
+
   it('need no launcher in a world of one', function()
     local pipe = io.popen(lumoe .. ' tests/runtime/dist/collectives.lua 1 2>&1')
     assert.equal('all well\n', pipe:read '*a')

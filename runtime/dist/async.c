@@ -1,0 +1,251 @@
+/* async.c - collectives under way, and waiting for them.
+ *
+ * A collective is a row of stages: a stage posts messages, and the next follows
+ * when they have arrived (collective.c has the stages). Whoever waits, or calls
+ * lm_dist_progress, moves everything that is in flight: a rank that waits for
+ * one thing never holds up another.
+ *
+ * Stages of two collectives may overlap in any order, so each collective has a
+ * tag of its own: its place in the order of its group's collectives, which is
+ * the same on all members, modulo SLOTS. The tag's last user must be done here
+ * before it is used again; messages under one tag then never overtake. */
+#include "runtime/dist/dist_impl.h"
+#include "runtime/memory.h"
+#include "runtime/tensor_impl.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { SPINS = 200, YIELDS = 4000, LEFT_SECONDS = 2 };
+
+static lm_async *in_flight;
+static volatile int interrupted;
+
+/* ---- one collective ---- */
+
+static void async_free(lm_async *a) {
+    lm_async **at = &in_flight;
+    while (*at && *at != a) at = &(*at)->next;
+    if (*at) *at = a->next;
+    if (a->scratch) lm__memory_free(a->scratch, a->scratch_bytes, a->scratch_purpose);
+    lm_group_release(a->group);
+    free(a);
+}
+
+static void fail(lm_async *a, int code, const char *why) {
+    if (a->flight && !lm__transport_of_job()->drop(a->flight))
+        a->scratch = NULL; /* MPI still writes there: better lost than used again */
+    a->flight = NULL;
+    a->then = NULL;
+    a->done = true;
+    a->status = code;
+    a->group->broken = true;
+    snprintf(a->error, sizeof a->error, "%s over %d ranks: %s", a->name, a->group->size, why);
+}
+
+/* Runs stages until one has to wait. */
+static void advance(lm_async *a) {
+    while (!a->flight && !a->done) {
+        int (*stage)(lm_async *) = a->then;
+        a->then = NULL;
+        int st = stage ? stage(a) : LM_OK;
+        if (st != LM_OK) fail(a, st, lm_last_error());
+        if (!stage) a->done = true;
+    }
+}
+
+static void step(lm_async *a) {
+    char error[256] = "";
+    int arrived = 1;
+    if (a->done) return;
+    if (a->group->broken) {
+        fail(a, LM_ECOMM, "an earlier collective of this group failed or was interrupted");
+        return;
+    }
+    if (a->flight) arrived = lm__transport_of_job()->test(a->flight, error);
+    if (arrived > 0) {
+        a->flight = NULL;
+        advance(a);
+    } else if (arrived < 0) fail(a, LM_ECOMM, error);
+}
+
+/* ---- all of them ---- */
+
+void lm_dist_progress(void) {
+    for (lm_async **at = &in_flight; *at;) {
+        lm_async *a = *at;
+        step(a);
+        if (a->done) *at = a->next;
+        else at = &a->next;
+    }
+}
+
+void lm__async_give_up(const char *why) {
+    for (; in_flight; in_flight = in_flight->next) fail(in_flight, LM_ECOMM, why);
+}
+
+void lm_dist_interrupt(void) { interrupted = 1; }
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A short wait spins, a longer one gives its core away, a long one sleeps. */
+static void pause_for(int64_t turn) {
+    if (turn < SPINS) return;
+    if (turn < YIELDS) sched_yield();
+    else nanosleep(&(struct timespec){0, turn < 3 * YIELDS ? 50000 : 1000000}, NULL);
+}
+
+/* What a rank sent before it left may still be on its way: it has LEFT_SECONDS to come. */
+static void look_for_deserters(lm_async *a, double *deadline) {
+    char why[64];
+    int rank = a->flight ? lm__transport_of_job()->deserter(a->flight) : -1;
+    if (rank < 0) return;
+    if (*deadline == 0) *deadline = seconds() + LEFT_SECONDS;
+    if (seconds() < *deadline) return;
+    snprintf(why, sizeof why, "rank %d has already left the job", rank);
+    fail(a, LM_ECOMM, why);
+}
+
+static void until_done(lm_async *a) {
+    double deadline = 0;
+    for (int64_t turn = 0; !a->done; turn++) {
+        lm_dist_progress();
+        if (a->done) break;
+        if (interrupted) {
+            interrupted = 0;
+            lm__async_give_up("interrupted");
+        }
+        pause_for(turn);
+        if (turn >= YIELDS && turn % 100 == 0) look_for_deserters(a, &deadline);
+    }
+}
+
+int lm_async_wait(lm_async *a) {
+    if (!a) return LM_OK;
+    until_done(a);
+    int st = a->status;
+    if (st != LM_OK) lm_fail(st, "%s", a->error);
+    async_free(a);
+    return st;
+}
+
+int lm_async_test(lm_async *a) {
+    if (!a) return 1;
+    lm_dist_progress();
+    return a->done;
+}
+
+void lm_async_drop(lm_async *a) {
+    if (!a) return;
+    if (!a->done) fail(a, LM_ECOMM, "dropped");
+    async_free(a);
+}
+
+/* ---- starting one ---- */
+
+static lm_async *alloc(int size) {
+    lm_async *a;
+    size_t n = (size_t)size;
+    size_t each = 2 * sizeof *a->send + 2 * sizeof *a->sends + 2 * sizeof *a->out;
+    a = calloc(1, sizeof *a + n * each);
+    if (!a) return NULL;
+    a->send = (char **)(void *)(a + 1);
+    a->receive = a->send + n;
+    a->sends = (int64_t *)(void *)(a->receive + n);
+    a->receives = a->sends + n;
+    a->out = (lm__message *)(void *)(a->receives + n);
+    a->in = a->out + n;
+    return a;
+}
+
+static int usable(lm_group *g, const char *name) {
+    if (g->broken)
+        return lm_fail(LM_ECOMM,
+                       "%s: an earlier collective of this group failed or was interrupted",
+                       name);
+    if (!lm_dist_running())
+        return lm_fail(LM_ECOMM, "%s: this rank has already left the job", name);
+    return LM_OK;
+}
+
+int lm__async_new(lm_group *g, const char *name, int (*first)(lm_async *), lm_async **out) {
+    int st = usable(g, name);
+    if (st != LM_OK) return st;
+    lm_async *a = alloc(g->size);
+    if (!a) return lm_fail(LM_EOOM, "%s: no memory for its messages", name);
+    lm_group_retain(g);
+    a->group = g;
+    a->name = name;
+    a->then = first;
+    *out = a;
+    return LM_OK;
+}
+
+/* The last user of a's tag has to be done. */
+static void take_tag(lm_async *a) {
+    lm_group *g = a->group;
+    a->tag = g->number * LM__SLOTS + (int)(g->started++ % LM__SLOTS);
+    for (lm_async *b = in_flight; b; b = b->next)
+        if (b->group == g && b->tag == a->tag) {
+            until_done(b);
+            return;
+        }
+}
+
+int lm__async_start(lm_async *a, int st, lm_async **out) {
+    if (st != LM_OK) {
+        async_free(a);
+        return st;
+    }
+    take_tag(a);
+    step(a);
+    lm_async **end = &in_flight;
+    while (*end) end = &(*end)->next;
+    if (!a->done) *end = a;
+    *out = a;
+    return LM_OK;
+}
+
+int lm__async_scratch(lm_async *a, int64_t bytes) {
+    void *room = NULL;
+    int before = lm_memory_set_purpose(LM_MEM_EXCHANGE);
+    int st = lm__memory_alloc(bytes, &room, &a->scratch_purpose);
+    lm_memory_set_purpose(before);
+    a->scratch = room;
+    a->scratch_bytes = bytes;
+    return st;
+}
+
+/* ---- what stages do ---- */
+
+int lm__async_post(lm_async *a, int sends, lm__message *send, int receives,
+                   lm__message *receive) {
+    char error[256] = "";
+    const int *world_rank = a->group->world_rank;
+    for (int i = 0; i < sends; i++) {
+        send[i].peer = world_rank[send[i].peer];
+        lm__traffic_count(send[i].peer, send[i].bytes);
+    }
+    for (int i = 0; i < receives; i++) receive[i].peer = world_rank[receive[i].peer];
+    if (lm__transport_of_job()->post(a->tag, sends, send, receives, receive, &a->flight,
+                                     error) != 0)
+        return lm_fail(LM_ECOMM, "%s", error);
+    return LM_OK;
+}
+
+int lm__async_everyone(lm_async *a) {
+    int n = 0, size = a->group->size, rank = a->group->rank;
+    for (int away = 1; away < size; away++, n++) { /* each starts at its neighbour */
+        int to = (rank + away) % size, from = (rank + size - away) % size;
+        a->out[n] = (lm__message){to, a->sends[to], a->send[to]};
+        a->in[n] = (lm__message){from, a->receives[from], a->receive[from]};
+    }
+    return lm__async_post(a, n, a->out, n, a->in);
+}
