@@ -71,13 +71,14 @@ end
 --- [.., dim] to logits over the vocabulary: the embedding again (Press & Wolf 2017).
 function Translator:logits(x) return x:linear(self.embedding.weight) end
 
---- The sum of the losses of a batch's targets, and the auxiliary loss.
+--- The sum of the losses of a batch's targets, and the auxiliary losses of encoder and decoder, if any: means
+-- over source and target pieces.
 function Translator:loss(batch)
   local memory, aux_encoder = self:encode(batch.src, batch.src_tags)
   local x, aux_decoder = self:decode(batch.tgt_in, batch.tgt_tags, memory, batch.src_tags.valid)
   local nll = x:linear_cross_entropy(self.embedding.weight, batch.tgt_out,
     { ignore_index = batch.pad, label_smoothing = self.opts.label_smoothing })
-  return nll, add(aux_encoder, aux_decoder)
+  return nll, aux_encoder, aux_decoder
 end
 
 --- How many parameters there are on all ranks together, and how many of them work on a token.

@@ -19,22 +19,34 @@ function training.model(opts)
   return opts.precision == 'bf16' and model:to 'bf16' or model
 end
 
--- One step: every micro-batch's share of the step's loss, backward, one update. The loss of a step is the
--- sum over its targets divided once by their number, whoever computes which (DESIGN.md, "One rule for scale").
-local function train_step(self, step)
-  local opts, totals = self.opts, { loss = 0, tokens = 0 }
-  random.step(step)
-  for micro = 0, opts.micro_batches - 1 do
+--- The gradients of one step, from every micro-batch's share of its loss: this rank's part of the loss, and the
+-- step's tokens. The loss of a step is the sum over its targets divided once by their number, whoever computes
+-- which (DESIGN.md, "One rule for scale"); a balancing loss, a mean over a micro-batch's pieces, counts by its share
+-- of the step's pieces: source pieces in the encoder, target pieces in the decoder.
+-- So micro-batches change nothing but what is decided over each of them: capacity, and the loads that a
+-- balancing loss multiplies with mean scores.
+function training.gradients(model, batches, step, micro_batches)
+  local total, tokens = 0, 0
+  for micro = 0, micro_batches - 1 do
     lumoe.scope(function()
-      local raw = self.batches:get(step - 1, micro, dist.rank(), dist.world_size())
-      local nll, aux = self.model:loss(corpus.tensors(raw, self.batches.pad))
+      local raw = batches:get(step - 1, micro, dist.rank(), dist.world_size())
+      local nll, encoder, decoder = model:loss(corpus.tensors(raw, batches.pad))
       local loss = nll / raw.step_tgt_tokens
-      if aux then loss = loss + aux:float() * (raw.micro_tgt_tokens / raw.step_tgt_tokens) end
+      if encoder then loss = loss + encoder:float() * (raw.micro_src_tokens / raw.step_src_tokens) end
+      if decoder then loss = loss + decoder:float() * (raw.micro_tgt_tokens / raw.step_tgt_tokens) end
       loss:backward()
-      totals.loss = totals.loss + nll:item() / raw.step_tgt_tokens
-      totals.tokens = raw.step_src_tokens + raw.step_tgt_tokens
+      total = total + nll:item() / raw.step_tgt_tokens
+      tokens = raw.step_src_tokens + raw.step_tgt_tokens
     end)
   end
+  return total, tokens
+end
+
+-- One step: gradients, one update.
+local function train_step(self, step)
+  local opts, totals = self.opts, {}
+  random.step(step)
+  totals.loss, totals.tokens = training.gradients(self.model, self.batches, step, opts.micro_batches)
   dist.reduce_gradients(self.model)
   totals.grad_norm = dist.grad_norm(self.model)
   totals.lr = self.schedule(step)

@@ -56,9 +56,10 @@ local function step()
   random.step(done)
   local value
   lumoe.scope(function()
-    local nll, aux = model:loss(corpus.tensors(b, job.pad))
+    local nll, encoder, decoder = model:loss(corpus.tensors(b, job.pad))
     local loss = nll / b.targets
-    if aux then loss = loss + aux:float() end
+    if encoder then loss = loss + encoder:float() end
+    if decoder then loss = loss + decoder:float() end
     loss:backward()
     value = nll:item() / b.targets
   end)
