@@ -7,7 +7,7 @@ local dist = {
   placement = require 'lumoe.dist.placement',
 }
 
-for _, part in ipairs { require 'lumoe.dist.group', require 'lumoe.dist.gradients' } do
+for _, part in ipairs { require 'lumoe.dist.group', require 'lumoe.dist.counters', require 'lumoe.dist.gradients' } do
   for name, f in pairs(part) do dist[name] = f end
 end
 
