@@ -4,6 +4,7 @@ local transformer = require 'lumoe.nn.transformer'
 
 local nn = {
   class = module.class,
+  as = module.as,
   parameter = module.parameter,
   buffer = module.buffer,
   symbol = module.symbol,

@@ -54,12 +54,29 @@ local function draw(self, name, site)
   local spec, t = self._parameters[name], self[name]
   local stream = C.lm_random_stream(site, 0, 1)
   if t.dtype == 'bf16' then -- drawn in f32, so that both precisions start from the same weights
-    local wide = tensor.empty(t:shape_table())
-    fill(wide, spec, stream)
-    t:copy_(wide)
+    autograd.scope(function()
+      local wide = tensor.empty(t:shape_table())
+      fill(wide, spec, stream)
+      t:copy_(wide)
+    end)
   else
     fill(t, spec, stream)
   end
+end
+
+local born_as = 'f32' -- the dtype of parameters to come
+
+--- Runs f(...), in which new parameters are of this dtype from the start (vectors, and those declared f32, stay
+-- f32): the same model as after `to`, without ever taking the memory of f32.
+function module.as(dtype, f, ...)
+  local before = born_as
+  born_as = dtype
+  local function done(ok, ...)
+    born_as = before
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return done(xpcall(f, function(message) return message end, ...))
 end
 
 local function materialize(self, name)
@@ -69,7 +86,7 @@ local function materialize(self, name)
     if is_symbol(size) then return end
   end
   local before = C.lm_memory_set_purpose(PARAMETERS_BOOK)
-  local ok, made = pcall(tensor.empty, spec.shape)
+  local ok, made = pcall(tensor.empty, spec.shape, { dtype = spec.f32 and 'f32' or born_as })
   C.lm_memory_set_purpose(before)
   if not ok then error(made, 0) end
   self[name] = autograd.keep(made)

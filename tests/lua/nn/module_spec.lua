@@ -93,6 +93,33 @@ describe('nn.Module', function()
     near(numbers(wide.first.weight:to 'bf16'), numbers(narrow.first.weight), 0)
   end)
 
+  it('can be bf16 from the start: the same model, never in the memory of f32', function()
+    local function made(f)
+      local model = nn.as('bf16', f)
+      model:initialize()
+      return model
+    end
+    local late = Pair { dim = 8 }
+    late:to('bf16'):initialize()
+    local early = made(function() return Pair { dim = 8 } end)
+    for i, p in ipairs(late:named_parameters()) do
+      local q = early:named_parameters()[i]
+      assert.equal(p.tensor.dtype, q.tensor.dtype, p.name)
+      near(numbers(p.tensor), numbers(q.tensor), 0)
+    end
+    assert.equal('f32', nn.Linear({ 4, 4 }).weight.dtype)
+    assert.is_false(pcall(nn.as, 'bf16', error, 'wrong'))
+    assert.equal('f32', nn.Linear({ 4, 4 }).weight.dtype)
+
+    collectgarbage()
+    collectgarbage()
+    lumoe.reset_peak_memory()
+    local before = lumoe.memory().live.total
+    local big = made(function() return Pair { dim = 512 } end) -- two matrices and more
+    local peak = lumoe.memory().peak.total - before
+    assert.is_true(peak < 2 * big:numel() + 4 * 512 * 512 + 2 ^ 16, tostring(peak))
+  end)
+
   it('initializes by path, seed and element: not by order of construction, nor by draws before', function()
     local one = Pair { dim = 3 }
     one:initialize()
