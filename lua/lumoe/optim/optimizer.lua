@@ -30,7 +30,7 @@ local function in_memory(p, slots)
   end
   if p.tensor.dtype == 'bf16' then
     state.master = booked(function()
-      return autograd.no_grad(function() return p.tensor:detach():float():clone() end)
+      return autograd.no_grad(function() return p.tensor:detach():float() end)
     end)
   end
   return state

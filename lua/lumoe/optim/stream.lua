@@ -141,8 +141,8 @@ end
 --- Calls step(entry, first, count, state) for all elements of the entries that are `due(entry)`, piece by
 -- piece; what it changes in state[slot], f32 [count], is written back. gradients: whether to read those.
 function Stream:update(due, gradients, step)
-  local list = buckets_of(self, due)
   autograd.scope(autograd.no_grad, function()
+    local list = buckets_of(self, due)
     local ok, message = pcall(run, self, list, gradients, step)
     local waited, wrong = pcall(self.tier.wait, self.tier) -- the windows are the worker's until then
     if not ok then error(message, 0) end
