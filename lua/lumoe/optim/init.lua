@@ -24,9 +24,9 @@ function optim.AdamW(params, opts)
   local eps, decay = opts.eps or 1e-8, opts.weight_decay or 0.01
   return optimizer.new('AdamW', params, { lr = opts.lr or 1e-3 },
     function(p) return { m = p:shape_table(), v = p:shape_table() } end,
-    function(self, p, state, master, lr, scale, ndim)
-      return C.lm_optim_adamw(p, master, pointer(state.m), pointer(state.v), lr, betas[1], betas[2], eps,
-        ndim > 1 and decay or 0, self.steps, scale)
+    function(self, part, state, master, lr, scale, p)
+      return C.lm_optim_adamw(part, master, pointer(state.m), pointer(state.v), lr, betas[1], betas[2], eps,
+        p.tensor:dim() > 1 and decay or 0, self.steps, scale)
     end)
 end
 

@@ -72,7 +72,7 @@ function Offloaded:step(lr, scale)
       local part = whole:detach():reshape(-1):narrow(0, first, count)
       part.grad = whole.grad:reshape(-1):narrow(0, first, count)
       local master = state.master and handle.pointer(state.master)
-      status.check(self.optimizer:update(handle.pointer(part), state, master, lr, scale, whole:dim()))
+      status.check(self.optimizer:update(handle.pointer(part), state, master, lr, scale, entry.param))
     end)
   end
 end

@@ -37,8 +37,8 @@ local function in_memory(p, slots)
 end
 
 --- params: what `module:named_parameters()` gives. `slots(p)` names the state of one parameter: name ->
--- shape; `update(self, p, state, master, lr, grad_scale, ndim)` is the step, ndim being the parameter's:
--- p may be a flat part of it. State of a mesh with offload lies in a tier (optim/offloaded.lua).
+-- shape; `update(self, part, state, master, lr, grad_scale, p)` is the step, part being a parameter's tensor or a
+-- flat part of it. State of a mesh with offload lies in a tier (optim/offloaded.lua).
 function optimizer.new(kind, params, opts, slots, update)
   if type(params) ~= 'table' or type(params[1]) ~= 'table' or not params[1].tensor then
     status.argument('optim.%s: wants the list that module:named_parameters() gives', kind)
@@ -65,7 +65,7 @@ function Optimizer:step(opts)
     local state = self.state[p.name]
     if state then
       status.check(self:update(handle.pointer(p.tensor), state, state.master and handle.pointer(state.master), lr, scale,
-        p.tensor:dim()))
+        p))
     end
   end
   self.offloaded:step(lr, scale)
