@@ -13,6 +13,7 @@
 #include "runtime/autograd.h"
 #include "runtime/random.h"
 #include "runtime/ops.h"
+#include "runtime/parallel.h"
 #include "runtime/optim.h"
 #include "runtime/data.h"
 #include "runtime/file.h"

@@ -3,7 +3,8 @@
  *   loss = (1 - s) (lse - x_t) + s (lse - mean(x)) + z lse^2
  *   dx_c = scale (p_c (1 + 2 z lse) - (1 - s) [c == t] - s / n),  p = exp(x - lse)
  *
- * A row is read once, in chunks, with a running maximum; probabilities are never stored. */
+ * over n classes. Where a row holds only some of them, its parts are put together elsewhere. A
+ * row is read once, in chunks, with a running maximum; probabilities are never stored. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vecmath.h"
 
@@ -59,6 +60,10 @@ static double row_lse(int dtype, const void *x, int64_t r, int64_t n, double *su
     return max + log(total);
 }
 
+static float logit(int dtype, const void *x, int64_t at) {
+    return dtype == LM_F32 ? ((const float *)x)[at] : lm_bf16_to_f32(((const uint16_t *)x)[at]);
+}
+
 int lm_cpu_cross_entropy_fwd(int dtype, int64_t rows, int64_t n, float *loss, float *lse,
                              const void *logits, const void *target, int target_dtype,
                              int64_t ignore, double smoothing, double z_loss, int64_t *bad) {
@@ -77,10 +82,8 @@ int lm_cpu_cross_entropy_fwd(int dtype, int64_t rows, int64_t n, float *loss, fl
         loss[r] = lse[r] = 0;
         if (t == ignore) continue;
         double sum = 0, l = row_lse(dtype, logits, r, n, smoothing > 0 ? &sum : NULL);
-        double x = dtype == LM_F32
-                       ? (double)((const float *)logits)[r * n + t]
-                       : (double)lm_bf16_to_f32(((const uint16_t *)logits)[r * n + t]);
-        double value = (1 - smoothing) * (l - x) + z_loss * l * l;
+        double value =
+            (1 - smoothing) * (l - (double)logit(dtype, logits, r * n + t)) + z_loss * l * l;
         if (smoothing > 0) value += smoothing * (l - sum / (double)n);
         loss[r] = (float)value;
         lse[r] = (float)l;
@@ -88,17 +91,36 @@ int lm_cpu_cross_entropy_fwd(int dtype, int64_t rows, int64_t n, float *loss, fl
     return LM_KERNEL_OK;
 }
 
+int lm_cpu_cross_entropy_part(int dtype, int64_t rows, int64_t n, float *parts,
+                              const void *logits, const void *target, int target_dtype,
+                              int64_t ignore, int64_t first) {
+    if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
+#pragma omp parallel for schedule(static) num_threads(lm__threads(4 * rows * n))
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t t = lm__id(target_dtype, target, r), here = t - first;
+        float *part = parts + 3 * r;
+        part[0] = part[1] = part[2] = 0;
+        if (t == ignore) continue;
+        double sum = 0;
+        part[0] = (float)row_lse(dtype, logits, r, n, &sum);
+        if (here >= 0 && here < n) part[1] = logit(dtype, logits, r * n + here);
+        part[2] = (float)sum;
+    }
+    return LM_KERNEL_OK;
+}
+
 int lm_cpu_cross_entropy_bwd(int dtype, int64_t rows, int64_t n, void *dlogits,
                              const void *logits, const float *lse, const void *target,
                              int target_dtype, int64_t ignore, double smoothing, double z_loss,
-                             const float *row_scale) {
+                             const float *row_scale, int64_t first, int64_t classes) {
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(4 * rows * n))
     for (int64_t r = 0; r < rows; r++) {
         int64_t t = lm__id(target_dtype, target, r);
         float scale = t == ignore ? 0.0f : row_scale[r];
         float p_scale = scale * (1.0f + 2.0f * (float)z_loss * lse[r]);
-        float flat = scale * (float)(smoothing / (double)n);
+        float flat = scale * (float)(smoothing / (double)classes);
+        int64_t here = t - first;
         for (int64_t i = 0; i < n; i += LM_CHUNK) {
             float in[LM_CHUNK], out[LM_CHUNK];
             int64_t len = lm__min(LM_CHUNK, n - i), at = r * n + i;
@@ -108,8 +130,8 @@ int lm_cpu_cross_entropy_bwd(int dtype, int64_t rows, int64_t n, void *dlogits,
             else
                 backward_chunk(d, lm__load(dtype, logits, at, len, in), lse[r], p_scale, flat,
                                len);
-            if (t >= i && t < i + len && t != ignore)
-                d[t - i] -= scale * (float)(1 - smoothing);
+            if (here >= i && here < i + len && t != ignore)
+                d[here - i] -= scale * (float)(1 - smoothing);
             lm__close(dtype, dlogits, at, len, d);
         }
     }

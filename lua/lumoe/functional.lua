@@ -1,6 +1,8 @@
 --- Operations with defaults and options: methods of a tensor like those of bind.lua, under PyTorch's names.
+local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local handle = require 'lumoe.handle'
+local parallel = require 'lumoe.dist.parallel'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -27,11 +29,18 @@ function Tensor:topk(k, dim) return topk(self, k, dim or -1) end
 --- All in order along dim (the last), stable: values, ids (i64).
 function Tensor:sort(dim, descending) return sort(self, dim or -1, descending) end
 
-local CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true, reduction = true }
+local CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true, reduction = true, cut = true }
+local out = ffi.new 'lm_tensor *[1]'
+
+local function owned(st)
+  status.check(st)
+  return handle.own(out[0])
+end
 
 --- Cross entropy of logits [..., classes] (the last dim, unlike PyTorch's second) with class ids [...].
 -- Always f32. Options: ignore_index = -100; label_smoothing = 0; z_loss = 0, the weight of logsumexp²;
--- reduction = 'mean' over the ids that are not ignored (0 if there are none), 'sum', or 'none'.
+-- reduction = 'mean' over the ids that are not ignored (0 if there are none), 'sum', or 'none'; cut: that
+-- of the layer whose classes are cut over ranks (dist.cut), where the logits are those of this rank's.
 ---@param targets lumoe.Tensor  i32 or i64
 ---@return lumoe.Tensor         [] or, without reduction, targets' shape
 function Tensor:cross_entropy(targets, opts)
@@ -40,23 +49,31 @@ function Tensor:cross_entropy(targets, opts)
   if reduction ~= 'mean' and reduction ~= 'sum' and reduction ~= 'none' then
     status.argument("cross_entropy: no reduction '%s'; there are mean, sum, none", tostring(reduction))
   end
-  local losses = cross_entropy(self, targets, ignore, opts.label_smoothing or 0, opts.z_loss or 0)
+  local cut, smoothing, z_loss = opts.cut, opts.label_smoothing or 0, opts.z_loss or 0
+  local losses = cut and owned(C.lm_cut_cross_entropy(cut.group.pointer, cut.first, cut.whole,
+      pointer(self, 'cross_entropy', 'logits'), pointer(targets, 'cross_entropy', 'targets'), ignore, smoothing, z_loss, out))
+    or cross_entropy(self, targets, ignore, smoothing, z_loss)
   if reduction == 'none' then return losses end
   if reduction == 'sum' then return losses:sum() end
   return losses:sum() / math.max(1, targets:ne(ignore):sum():item())
 end
 
-local LINEAR_CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true }
+local LINEAR_CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true, cut = true }
 
 --- x:linear(weight):cross_entropy(targets, { reduction = 'sum', .. }) in less memory and time: the logits
--- are never whole in memory. Options as there, but for the reduction.
+-- are never whole in memory. Options as there, but for the reduction; with a cut, weight is this rank's.
 ---@param weight lumoe.Tensor   [classes, in]
 ---@param targets lumoe.Tensor  [...] i32 or i64
 ---@return lumoe.Tensor         [] f32
 function Tensor:linear_cross_entropy(weight, targets, opts)
   opts = tensor.options(opts, LINEAR_CROSS_ENTROPY, 'linear_cross_entropy')
-  return linear_cross_entropy(self, weight, targets, opts.ignore_index or -100, opts.label_smoothing or 0,
-    opts.z_loss or 0)
+  local cut, ignore = opts.cut, opts.ignore_index or -100
+  local smoothing, z_loss = opts.label_smoothing or 0, opts.z_loss or 0
+  if not cut then return linear_cross_entropy(self, weight, targets, ignore, smoothing, z_loss) end
+  local x = parallel.copy_to(self, cut.group)
+  return owned(C.lm_cut_linear_cross_entropy(cut.group.pointer, cut.first, cut.whole, pointer(x),
+    pointer(weight, 'linear_cross_entropy', 'weight'), pointer(targets, 'linear_cross_entropy', 'targets'), ignore,
+    smoothing, z_loss, out))
 end
 
 local ATTENTION = { key_mask = true, causal = true, scale = true }

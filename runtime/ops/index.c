@@ -36,32 +36,44 @@ rows_backward(lm_node *n) { /* saved 0: ids; into a leaf's gradient if there is 
     return st;
 }
 
-/* out [ids.., x's dims after the first] */
-static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, lm_tensor **out) {
+/* ids that are rows of x, of `rows` from `first` on; to the kernel -1 is a row of zeros. */
+static int local_ids(const char *op, lm_tensor *ids, const lm_tensor *x, int64_t first,
+                     int64_t rows, lm_tensor **out) {
+    lm_tensor *dense = NULL, *at = NULL;
+    int64_t here = x->shape[0];
+    int st = lm__tensor_dense(ids, ids->dtype, &dense);
+    if (st == LM_OK && (first > 0 || here < rows)) st = lm__tensor_like(ids, LM_I64, &at);
+    for (int64_t i = 0; st == LM_OK && i < dense->numel; i++) {
+        int64_t id = id_at(dense, i);
+        if (id < 0 || id >= rows) st = lm__id_out_of_range(op, dense, i, rows);
+        else if (at)
+            ((int64_t *)(void *)at->data)[i] =
+                id >= first && id < first + here ? id - first : -1;
+    }
+    if (!at) return lm__finish(st, dense, out);
+    lm_tensor_release(dense);
+    return lm__finish(st, at, out);
+}
+
+/* out [ids.., x's dims after the first]; x is rows first, first + 1, .. of `rows`. */
+static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, int64_t first, int64_t rows,
+                   lm_tensor **out) {
     char xs[96];
-    int st = lm__usable(op, x);
-    if (st == LM_OK) st = lm__ids(op, ids);
-    if (st != LM_OK) return st;
-    if (x->ndim == 0 || ids->ndim + x->ndim - 1 > LM_MAX_DIMS)
+    int64_t shape[2 * LM_MAX_DIMS], width = 1, bad = 0;
+    if (ids->ndim + x->ndim - 1 > LM_MAX_DIMS)
         return lm_fail(LM_ESHAPE, "%s: cannot take rows of %s by ids with %d dims", op,
                        lm__describe(x, xs), ids->ndim);
-    int64_t shape[2 * LM_MAX_DIMS], width = 1, bad = 0;
     memcpy(shape, ids->shape, sizeof ids->shape);
     for (int d = 1; d < x->ndim; d++) width *= shape[ids->ndim + d - 1] = x->shape[d];
     lm_tensor *dense = NULL, *at = NULL, *y = NULL;
     lm_node *n = NULL;
-    st = lm__tensor_dense(x, x->dtype, &dense);
-    if (st == LM_OK) st = lm__tensor_dense(ids, ids->dtype, &at);
+    int st = lm__tensor_dense(x, x->dtype, &dense);
+    if (st == LM_OK) st = local_ids(op, ids, x, first, rows, &at);
     if (st == LM_OK) st = lm_tensor_new(x->dtype, ids->ndim + x->ndim - 1, shape, &y);
-    for (int64_t i = 0; st == LM_OK && i < at->numel;
-         i++) /* to the kernel -1 is a row of zeros */
-        if (id_at(at, i) < 0) st = lm__id_out_of_range(op, at, i, x->shape[0]);
-    if (st == LM_OK) {
+    if (st == LM_OK)
         st = lm__ran(op, lm__kernels(x)->gather_rows(x->dtype, at->numel, width, x->shape[0],
                                                      y->data, dense->data, at->dtype, at->data,
                                                      &bad));
-        if (st == LM_EARG) st = lm__id_out_of_range(op, at, bad, x->shape[0]);
-    }
     if (st == LM_OK && lm__is_float(x->dtype))
         st = lm__record(op, rows_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK) st = lm__save(n, 0, at);
@@ -69,8 +81,30 @@ static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, lm_tensor **out
     return lm__finish(st, y, out);
 }
 
+static int check_rows_of(const char *op, const lm_tensor *x, const lm_tensor *ids) {
+    char xs[96];
+    int st = lm__usable(op, x);
+    if (st == LM_OK) st = lm__ids(op, ids);
+    if (st == LM_OK && x->ndim == 0)
+        st = lm_fail(LM_ESHAPE, "%s: cannot take rows of %s by ids with %d dims", op,
+                     lm__describe(x, xs), ids->ndim);
+    return st;
+}
+
 int lm_embedding(lm_tensor *weight, lm_tensor *ids, lm_tensor **out) {
-    return rows_of("embedding", weight, ids, out);
+    int st = check_rows_of("embedding", weight, ids);
+    return st == LM_OK ? rows_of("embedding", weight, ids, 0, weight->shape[0], out) : st;
+}
+
+int lm_embedding_part(lm_tensor *weight, lm_tensor *ids, int64_t first, int64_t rows,
+                      lm_tensor **out) {
+    char ws[96];
+    int st = check_rows_of("embedding", weight, ids);
+    if (st == LM_OK && (first < 0 || first + weight->shape[0] > rows))
+        st =
+            lm_fail(LM_ESHAPE, "embedding: weight is %s, but stands for rows from %lld of %lld",
+                    lm__describe(weight, ws), (long long)first, (long long)rows);
+    return st == LM_OK ? rows_of("embedding", weight, ids, first, rows, out) : st;
 }
 
 int lm_index_select(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
@@ -82,10 +116,10 @@ int lm_index_select(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) 
     if (ids->ndim != 1)
         return lm_fail(LM_ESHAPE, "index_select: ids are %s, wants one dim",
                        lm__describe(ids, is));
-    if (d == 0) return rows_of("index_select", x, ids, out);
+    if (d == 0) return rows_of("index_select", x, ids, 0, x->shape[0], out);
     lm_tensor *first = NULL, *rows = NULL;
     st = lm_transpose(x, 0, d, &first);
-    if (st == LM_OK) st = rows_of("index_select", first, ids, &rows);
+    if (st == LM_OK) st = rows_of("index_select", first, ids, 0, first->shape[0], &rows);
     if (st == LM_OK) st = lm_transpose(rows, 0, d, out);
     lm_tensor_release(first), lm_tensor_release(rows);
     return st;

@@ -4,7 +4,8 @@
  * gradient of their sum with respect to the logits, which becomes the chunk's dx and its part
  * of dW. So a chunk stays in the cache, where [rows, classes] logits and their gradient would
  * be the largest tensors of a translator's step. Backward only multiplies by its one number. */
-#include "runtime/ops/op.h"
+#include "runtime/ops/classes.h"
+#include "runtime/parallel.h"
 
 enum { X, WEIGHT }; /* inputs */
 enum { DX, DW };    /* saved: gradients of the sum */
@@ -12,8 +13,8 @@ enum { CHUNK_ROWS = 512 };
 
 typedef struct {
     lm_tensor *x, *w, *t, *logits, *losses, *lse, *ones, *dx, *dw;
-    int64_t ignore;
-    double smoothing, z_loss, sum;
+    lm__loss_rule rule;
+    double sum;
 } work;
 
 static char *row(const lm_tensor *t, int64_t r, int64_t width) {
@@ -22,34 +23,31 @@ static char *row(const lm_tensor *t, int64_t r, int64_t width) {
 
 /* Losses of rows from, from + 1, ..; their gradients where they are wanted. */
 static int chunk(work *k, int64_t from, int64_t rows) {
-    int64_t in = lm__width(k->x), classes = k->w->shape[0], bad = 0;
+    int64_t in = lm__width(k->x), classes = k->w->shape[0];
     int dtype = k->x->dtype;
+    const char *op = "linear_cross_entropy";
     const lm_kernels *run = lm__kernels(k->x);
     float *losses = (float *)(void *)k->losses->data, *lse = (float *)(void *)k->lse->data;
-    const char *ids = row(k->t, from, 1);
     lm_matrix x = {row(k->x, from, in), dtype, 0, in, 1}, w = {k->w->data, dtype, 0, in, 1};
     lm_matrix wt = {k->w->data, dtype, 0, 1, in}, y = {k->logits->data, dtype, 0, classes, 1};
     lm_matrix yt = {k->logits->data, dtype, 0, 1, classes};
-    int st = run->gemm(1, rows, classes, in, 1, &x, &wt, 0, &y, NULL, 0);
+    int st = lm__ran(op, run->gemm(1, rows, classes, in, 1, &x, &wt, 0, &y, NULL, 0));
     if (st == LM_OK)
-        st = run->cross_entropy_fwd(dtype, rows, classes, losses, lse, y.data, ids, k->t->dtype,
-                                    k->ignore, k->smoothing, k->z_loss, &bad);
-    if (st == LM_EARG)
-        return lm__id_out_of_range("linear_cross_entropy", k->t, from + bad, classes);
+        st = lm__class_losses(op, &k->rule, dtype, rows, classes, y.data, k->t, from, losses,
+                              lse);
     for (int64_t r = 0; st == LM_OK && r < rows; r++) k->sum += (double)losses[r];
     if (st == LM_OK && (k->dx || k->dw))
-        st = run->cross_entropy_bwd(dtype, rows, classes, y.data, y.data, lse, ids, k->t->dtype,
-                                    k->ignore, k->smoothing, k->z_loss,
-                                    (float *)(void *)k->ones->data);
+        st = lm__class_gradients(op, &k->rule, dtype, rows, classes, y.data, y.data, lse, k->t,
+                                 from, (float *)(void *)k->ones->data);
     if (st == LM_OK && k->dx) {
         lm_matrix dx = {row(k->dx, from, in), dtype, 0, in, 1};
-        st = run->gemm(1, rows, in, classes, 1, &y, &w, 0, &dx, NULL, 0);
+        st = lm__ran(op, run->gemm(1, rows, in, classes, 1, &y, &w, 0, &dx, NULL, 0));
     }
     if (st == LM_OK && k->dw) {
         lm_matrix dw = {k->dw->data, LM_F32, 0, in, 1};
-        st = run->gemm(1, classes, in, rows, 1, &yt, &x, from > 0, &dw, NULL, 0);
+        st = lm__ran(op, run->gemm(1, classes, in, rows, 1, &yt, &x, from > 0, &dw, NULL, 0));
     }
-    return lm__ran("linear_cross_entropy", st);
+    return st;
 }
 
 static int linear_loss_backward(lm_node *n) {
@@ -65,7 +63,7 @@ static int linear_loss_backward(lm_node *n) {
     return LM_OK;
 }
 
-static int check(const lm_tensor *x, const lm_tensor *w, const lm_tensor *t, double smoothing) {
+static int check(const lm_tensor *x, const lm_tensor *w, const lm_tensor *t) {
     char xs[96], ws[96], ts[96];
     int st = lm__floating("linear_cross_entropy", x);
     if (st == LM_OK) st = lm__floating("linear_cross_entropy", w);
@@ -73,29 +71,23 @@ static int check(const lm_tensor *x, const lm_tensor *w, const lm_tensor *t, dou
     if (st != LM_OK) return st;
     bool fit = w->ndim == 2 && x->ndim == t->ndim + 1 && lm__width(x) == w->shape[1];
     for (int d = 0; fit && d < t->ndim; d++) fit = x->shape[d] == t->shape[d];
-    if (!fit)
-        return lm_fail(LM_ESHAPE,
-                       "linear_cross_entropy: x is %s, weight %s, targets %s; wants [.., in], "
-                       "[classes, in] and [..]",
-                       lm__describe(x, xs), lm__describe(w, ws), lm__describe(t, ts));
-    if (!(smoothing >= 0 && smoothing <= 1))
-        return lm_fail(LM_EARG, "linear_cross_entropy: label_smoothing is %g, wants 0 to 1",
-                       smoothing);
-    return LM_OK;
+    if (fit) return LM_OK;
+    return lm_fail(LM_ESHAPE,
+                   "linear_cross_entropy: x is %s, weight %s, targets %s; wants [.., in], "
+                   "[classes, in] and [..]",
+                   lm__describe(x, xs), lm__describe(w, ws), lm__describe(t, ts));
 }
 
-int lm_linear_cross_entropy(lm_tensor *x, lm_tensor *weight, lm_tensor *targets,
-                            int64_t ignore_index, double label_smoothing, double z_loss,
-                            lm_tensor **out) {
-    int st = check(x, weight, targets, label_smoothing);
-    if (st != LM_OK) return st;
-    work k = {.ignore = ignore_index, .smoothing = label_smoothing, .z_loss = z_loss};
+static int linear_cross_entropy(const lm__loss_rule *rule, lm_tensor *x, lm_tensor *weight,
+                                lm_tensor *targets, lm_tensor **out) {
+    work k = {.rule = *rule};
     lm_tensor *loss = NULL;
     lm_node *n = NULL;
     int dtype = lm__promote(x, weight);
     int64_t rows = targets->numel, most = rows < CHUNK_ROWS ? rows : CHUNK_ROWS;
     int64_t shape[2] = {most, weight->shape[0]};
-    st = lm__tensor_dense(x, dtype, &k.x);
+    int st = lm__check_loss("linear_cross_entropy", rule, weight->shape[0]);
+    if (st == LM_OK) st = lm__tensor_dense(x, dtype, &k.x);
     if (st == LM_OK) st = lm__tensor_dense(weight, dtype, &k.w);
     if (st == LM_OK) st = lm__tensor_dense(targets, targets->dtype, &k.t);
     if (st == LM_OK) st = lm_tensor_new(dtype, 2, shape, &k.logits);
@@ -120,4 +112,22 @@ int lm_linear_cross_entropy(lm_tensor *x, lm_tensor *weight, lm_tensor *targets,
     lm_tensor_release(k.logits), lm_tensor_release(k.losses), lm_tensor_release(k.lse);
     lm_tensor_release(k.ones), lm_tensor_release(k.dx), lm_tensor_release(k.dw);
     return lm__finish(st, loss, out);
+}
+
+int lm_linear_cross_entropy(lm_tensor *x, lm_tensor *weight, lm_tensor *targets,
+                            int64_t ignore_index, double label_smoothing, double z_loss,
+                            lm_tensor **out) {
+    int st = check(x, weight, targets);
+    if (st != LM_OK) return st;
+    lm__loss_rule rule = {{NULL, 0, weight->shape[0]}, ignore_index, label_smoothing, z_loss};
+    return linear_cross_entropy(&rule, x, weight, targets, out);
+}
+
+int lm_cut_linear_cross_entropy(lm_group *g, int64_t first, int64_t classes, lm_tensor *x,
+                                lm_tensor *weight, lm_tensor *targets, int64_t ignore_index,
+                                double label_smoothing, double z_loss, lm_tensor **out) {
+    int st = check(x, weight, targets);
+    if (st != LM_OK) return st;
+    lm__loss_rule rule = {{g, first, classes}, ignore_index, label_smoothing, z_loss};
+    return linear_cross_entropy(&rule, x, weight, targets, out);
 }

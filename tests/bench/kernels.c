@@ -184,7 +184,7 @@ static void memory(int dtype) {
                                        -1, 0.1, 0, &bad)));
     rate("cross entropy backward", dtype, 2 * s * ROWS * VOCAB,
          BEST(lm_cpu_cross_entropy_bwd(dtype, ROWS, VOCAB, grad, logits, rstd, target, LM_I32,
-                                       -1, 0.1, 0, mean)));
+                                       -1, 0.1, 0, mean, 0, VOCAB)));
     float *table = array(LM_F32, VOCAB * D);
     rate("embedding", dtype, 2 * s * N,
          BEST(lm_cpu_gather_rows(dtype, ROWS, D, VOCAB, y, logits, LM_I32, ids, &bad)));

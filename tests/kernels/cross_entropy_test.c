@@ -15,10 +15,10 @@ static void loss_case(int dtype, int64_t rows, int64_t n, double smoothing, doub
     if (in_place) {
         memcpy(dx, x, (size_t)(rows * n) * size_of(dtype));
         ok(lm_cpu_cross_entropy_bwd(dtype, rows, n, dx, dx, lse, t, LM_I64, -100, smoothing, z,
-                                    scale));
+                                    scale, 0, n));
     } else
         ok(lm_cpu_cross_entropy_bwd(dtype, rows, n, to, x, lse, t, LM_I64, -100, smoothing, z,
-                                    scale));
+                                    scale, 0, n));
     for (int64_t r = 0; r < rows; r++) {
         double sum = 0, mean = 0;
         for (int64_t i = 0; i < n; i++) {

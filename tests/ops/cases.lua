@@ -352,6 +352,20 @@ end, { inputs = { { { 5, 3 }, { { 2, 4 }, ids = 5 } }, { { 5, 3 }, { {}, ids = 5
     { function() return x_of(3, 2):embedding(lumoe.tensor({ 0, 3 }, { dtype = 'i64' })) end,
       'embedding: id 3 at position 1 is not in 0 to 2' },
     { function() return x_of(3, 2):embedding(x_of(2)) end, 'embedding: ids are f32; wants i32 or i64' } } })
+-- Rows 2 to 6 of 8: ids elsewhere give zeros.
+case('embedding_part', function(w, ids) return w:embedding_part(ids, 2, 8) end, function(w, ids)
+  local shape = { unpack(ids.shape) }
+  shape[#shape + 1] = w.shape[2]
+  return build(shape, function(i)
+    local id = at(ids, { unpack(i, 1, #i - 1) }) - 2
+    return id >= 0 and id < 5 and at(w, { id, i[#i] }) or 0
+  end)
+end, { inputs = { { { 5, 3 }, { { 2, 9 }, ids = 8 } }, { { 5, 3 }, { {}, ids = 8 } } }, loose = 10,
+  empty = { { { 5, 3 }, { { 0 }, ids = 8 } } }, errors = {
+    { function() return x_of(3, 2):embedding_part(lumoe.tensor({ 0, 8 }, { dtype = 'i64' }), 0, 8) end,
+      'embedding: id 8 at position 1 is not in 0 to 7' },
+    { function() return x_of(3, 2):embedding_part(lumoe.tensor({ 0 }, { dtype = 'i64' }), 6, 8) end,
+      'embedding: weight is %[3, 2%] f32, but stands for rows from 6 of 8' } } })
 for _, dim in ipairs { 0, 1 } do
   case('index_select ' .. dim, function(x, ids) return x:index_select(dim, ids) end, function(x, ids)
     return along(x, dim, function(line)

@@ -7,7 +7,9 @@ local dist = {
   placement = require 'lumoe.dist.placement',
 }
 
-for _, part in ipairs { require 'lumoe.dist.group', require 'lumoe.dist.counters', require 'lumoe.dist.gradients' } do
+local PARTS = { require 'lumoe.dist.group', require 'lumoe.dist.counters', require 'lumoe.dist.parallel',
+  require 'lumoe.dist.gradients' }
+for _, part in ipairs(PARTS) do
   for name, f in pairs(part) do dist[name] = f end
 end
 

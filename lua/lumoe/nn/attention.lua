@@ -9,35 +9,39 @@ local tensor = require 'lumoe.tensor'
 local Attention = module.class 'MultiheadAttention'
 
 --- `nn.MultiheadAttention { dim, heads, bias = true, cross = false, rope = false }`
--- cross: keys and values come from a memory. rope: rotary positions (not with cross).
+-- cross: keys and values come from a memory. rope: rotary positions (not with cross). mesh: the heads are
+-- cut over its tensor group.
 function Attention:init(opts)
-  tensor.options(opts, { true, true, bias = true, cross = true, rope = true }, 'nn.MultiheadAttention')
-  local dim, heads = opts[1], opts[2]
+  tensor.options(opts, { true, true, bias = true, cross = true, rope = true, mesh = true }, 'nn.MultiheadAttention')
+  local dim, heads, mesh = opts[1], opts[2], opts.mesh
+  local tp = mesh and mesh.tp or 1
   if dim % heads ~= 0 then
     status.argument('nn.MultiheadAttention: dim %d does not divide into %d heads', dim, heads)
   end
-  if opts.cross and opts.rope then status.argument 'nn.MultiheadAttention: rope is for attention over itself' end
-  self.dim, self.heads, self.cross, self.rope = dim, heads, opts.cross or false, opts.rope or false
-  local bias = opts.bias ~= false
-  if self.cross then
-    self.query = Linear { dim, dim, bias = bias, init = 'xavier' }
-    self.key_value = Linear { dim, 2 * dim, bias = bias, init = 'xavier' }
-  else
-    self.query_key_value = Linear { dim, 3 * dim, bias = bias, init = 'xavier' }
+  if heads % tp ~= 0 then
+    status.argument('nn.MultiheadAttention: %d heads do not divide among tp = %d ranks', heads, tp)
   end
-  self.output = Linear { dim, dim, bias = bias, init = 'xavier' }
+  if opts.cross and opts.rope then status.argument 'nn.MultiheadAttention: rope is for attention over itself' end
+  self.cross, self.rope = opts.cross or false, opts.rope or false
+  self.heads, self.head_dim = heads / tp, dim / heads -- the heads of this rank
+  local function linear(parts, split)
+    return Linear { dim, parts * dim, bias = opts.bias ~= false, init = 'xavier', mesh = mesh, split = split, parts = parts }
+  end
+  if self.cross then self.query, self.key_value = linear(1, 'columns'), linear(2, 'columns')
+  else self.query_key_value = linear(3, 'columns') end
+  self.output = linear(1, 'rows')
 end
 
--- [B, T, n·dim] to n tensors [B, heads, T, dim / heads], as views.
+-- [B, T, n·heads·head_dim] to n tensors [B, heads, T, head_dim], as views.
 local function heads_of(self, x, n)
   local batch, time = x:size(0), x:size(1)
-  local parts = x:reshape(batch, time, n, self.heads, self.dim / self.heads)
+  local parts = x:reshape(batch, time, n, self.heads, self.head_dim)
   local list = {}
   for i = 1, n do list[i] = parts:select(2, i - 1):transpose(1, 2) end
   return unpack(list)
 end
 
---- Keys and values of positions seen before, [B, heads, capacity, dim / heads]; grows by doubling.
+--- Keys and values of positions seen before, [B, heads, capacity, head_dim]; grows by doubling.
 local function append(cache, k, v)
   local from, to = cache.length, cache.length + k:size(2)
   if not cache.k or to > cache.k:size(2) then
@@ -84,7 +88,7 @@ function Attention:forward(x, opts)
     if cache then k, v = append(cache, k, v) end
   end
   local y = q:attention(k, v, { key_mask = opts.key_mask, causal = opts.causal })
-  return self.output(y:transpose(1, 2):reshape(x:size(0), x:size(1), self.dim))
+  return self.output(y:transpose(1, 2):reshape(x:size(0), x:size(1), self.heads * self.head_dim))
 end
 
 return Attention

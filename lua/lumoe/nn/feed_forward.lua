@@ -10,16 +10,16 @@ local ACTIVATIONS = { relu = true, gelu = true, gelu_tanh = true, silu = true, s
 local FeedForward = module.class 'FeedForward'
 
 --- `nn.FeedForward { dim, hidden, activation = 'relu', bias = true }`; swiglu (Shazeer 2020) has a
--- gate beside the up projection.
+-- gate beside the up projection. Option mesh: the hidden size is cut over its tensor group.
 function FeedForward:init(opts)
-  tensor.options(opts, { true, true, activation = true, bias = true }, 'nn.FeedForward')
+  tensor.options(opts, { true, true, activation = true, bias = true, mesh = true }, 'nn.FeedForward')
   self.activation = opts.activation or 'relu'
   if not ACTIVATIONS[self.activation] then
     status.argument("nn.FeedForward: no activation '%s'", tostring(self.activation))
   end
   local bias, wide = opts.bias ~= false, self.activation == 'swiglu' and 2 or 1
-  self.up = Linear { opts[1], wide * opts[2], bias = bias, init = 'xavier' }
-  self.down = Linear { opts[2], opts[1], bias = bias, init = 'xavier' }
+  self.up = Linear { opts[1], wide * opts[2], bias = bias, init = 'xavier', mesh = opts.mesh, split = 'columns', parts = wide }
+  self.down = Linear { opts[2], opts[1], bias = bias, init = 'xavier', mesh = opts.mesh, split = 'rows' }
 end
 
 ---@param x lumoe.Tensor  [..., dim]

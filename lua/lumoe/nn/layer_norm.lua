@@ -7,10 +7,10 @@ local LayerNorm = module.class 'LayerNorm'
 
 --- `nn.LayerNorm { dim, eps = 1e-5 }`
 function LayerNorm:init(opts)
-  tensor.options(opts, { true, eps = true }, 'nn.LayerNorm')
+  tensor.options(opts, { true, eps = true, mesh = true }, 'nn.LayerNorm')
   self.eps = opts.eps or 1e-5
-  module.parameter(self, 'weight', { opts[1] }, { init = 'ones' })
-  module.parameter(self, 'bias', { opts[1] })
+  module.parameter(self, 'weight', { opts[1] }, { init = 'ones', mesh = opts.mesh })
+  module.parameter(self, 'bias', { opts[1] }, { mesh = opts.mesh })
 end
 
 function LayerNorm:forward(x) return x:layer_norm(self.weight, self.bias, self.eps) end

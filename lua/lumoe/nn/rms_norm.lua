@@ -7,9 +7,9 @@ local RMSNorm = module.class 'RMSNorm'
 
 --- `nn.RMSNorm { dim, eps = 1e-6 }`
 function RMSNorm:init(opts)
-  tensor.options(opts, { true, eps = true }, 'nn.RMSNorm')
+  tensor.options(opts, { true, eps = true, mesh = true }, 'nn.RMSNorm')
   self.eps = opts.eps or 1e-6
-  module.parameter(self, 'weight', { opts[1] }, { init = 'ones' })
+  module.parameter(self, 'weight', { opts[1] }, { init = 'ones', mesh = opts.mesh })
 end
 
 function RMSNorm:forward(x) return x:rms_norm(self.weight, self.eps) end

@@ -14,13 +14,14 @@ local transformer = {}
 
 local NORMS = { layer = LayerNorm, rms = RMSNorm }
 local OPTIONS = { dim = true, heads = true, hidden = true, activation = true, dropout = true, norm = true,
-  rope = true, feed_forward = true, recompute = true }
+  rope = true, feed_forward = true, recompute = true, mesh = true }
 
 local function parts(self, opts)
   local norm = NORMS[opts.norm or 'layer']
-  self.norm_self, self.norm_feed_forward = norm { opts.dim }, norm { opts.dim }
-  self.self_attention = Attention { opts.dim, opts.heads, rope = opts.rope }
-  self.feed_forward = opts.feed_forward or FeedForward { opts.dim, opts.hidden, activation = opts.activation }
+  self.norm_self, self.norm_feed_forward = norm { opts.dim, mesh = opts.mesh }, norm { opts.dim, mesh = opts.mesh }
+  self.self_attention = Attention { opts.dim, opts.heads, rope = opts.rope, mesh = opts.mesh }
+  self.feed_forward = opts.feed_forward
+    or FeedForward { opts.dim, opts.hidden, activation = opts.activation, mesh = opts.mesh }
   self.dropout = Dropout(opts.dropout or 0)
   self.recompute = opts.recompute == true
   return norm
@@ -37,7 +38,8 @@ local Encoder = module.class 'TransformerEncoderLayer'
 transformer.EncoderLayer = Encoder
 
 --- `{ dim=, heads=, hidden=, activation='relu', dropout=0, norm='layer'|'rms', rope=false, feed_forward=module,
--- recompute=false }`; recompute: activations are forgotten after forward, and computed again in backward
+-- recompute=false, mesh= }`; recompute: activations are forgotten after forward, and computed again in backward;
+-- mesh: heads and hidden size are cut over its tensor group, and x is the same on all its ranks.
 function Encoder:init(opts)
   tensor.options(opts, OPTIONS, 'nn.TransformerEncoderLayer')
   parts(self, opts)
@@ -63,8 +65,8 @@ transformer.DecoderLayer = Decoder
 --- The options of the encoder's layer.
 function Decoder:init(opts)
   tensor.options(opts, OPTIONS, 'nn.TransformerDecoderLayer')
-  self.norm_cross = parts(self, opts) { opts.dim }
-  self.cross_attention = Attention { opts.dim, opts.heads, cross = true }
+  self.norm_cross = parts(self, opts) { opts.dim, mesh = opts.mesh }
+  self.cross_attention = Attention { opts.dim, opts.heads, cross = true, mesh = opts.mesh }
 end
 
 --- memory: [B, S, dim] with memory_valid u8 [B, S]. cache: `{}` at first, for generation one position at a time.
