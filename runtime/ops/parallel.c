@@ -58,9 +58,7 @@ int lm_reduce_from(lm_group *g, lm_tensor *x, lm_tensor **out) {
 
 /* ---- slice_rows, gather_rows ---- */
 
-static int64_t first_row(int64_t rows, int rank, int size) {
-    return rows * rank / size;
-}
+static int64_t first_row(int64_t rows, int rank, int size) { return rows * rank / size; }
 
 /* All ranks' x [rows[r], ..] one after the other. */
 static int gather(lm_group *g, lm_tensor *x, const int64_t *rows, lm_tensor **out) {
