@@ -40,7 +40,10 @@ local function resume_command()
 end
 
 local function train(run, out)
-  if lead then dir.makepath(out) end
+  if lead then
+    local ok, message = dir.makepath(out)
+    if not ok then lumoe.refuse('--out %s: cannot be made: %s', out, message) end
+  end
   local model, result = training.run(run, data, out)
   if result.stopped then
     say('stopped at step %d; go on with: %s', result.step, resume_command())

@@ -23,7 +23,8 @@ enum {
     LM_EIO = -6,       /* a file or a socket */
     LM_ECOMM = -7,     /* a collective */
     LM_EGRAD = -8,     /* autograd used wrongly */
-    LM_EINTERNAL = -9  /* a fault of Lumoe's own */
+    LM_EINTERNAL = -9, /* a fault of Lumoe's own */
+    LM_EUSER = -10     /* what the program was asked for cannot be */
 };
 
 /* The sentence of the last failure on this thread. */

@@ -92,6 +92,15 @@ describe('exit codes', function()
 end)
 
 describe('an error', function()
+  it('is shown alone where it is for who runs the program', function()
+    local code, _, err = lumoe([[-e "require('lumoe.status').refuse('%s: no such %s', 'here', 'thing')"]])
+    assert.equal(1, code)
+    assert.equal('lumoe: here: no such thing\n', err)
+    -- caught, it is a message like any other; and what comes after it has its traceback
+    _, _, err = lumoe([[-e "print(pcall(require('lumoe.status').refuse, 'no')) error 'boom'"]])
+    assert.matches('boom\nstack traceback:\n', err)
+  end)
+
   it('is shown with its place and a traceback', function()
     local _, out, err = lumoe [[-e 'io.write "before"  local function f() error "boom" end  f()']]
     assert.equal('before', out)

@@ -3,6 +3,7 @@
 local C = require 'lumoe.ffi'
 local tensor = require 'lumoe.tensor'
 local autograd = require 'lumoe.autograd'
+local status = require 'lumoe.status'
 require 'lumoe.functional'
 local random = require 'lumoe.random'
 
@@ -14,6 +15,8 @@ for _, name in ipairs { 'tensor', 'from', 'zeros', 'ones', 'full', 'empty', 'ara
 end
 for _, name in ipairs { 'no_grad', 'custom', 'scope', 'keep' } do lumoe[name] = autograd[name] end
 for _, name in ipairs { 'rand', 'randn', 'manual_seed' } do lumoe[name] = random[name] end
+
+lumoe.refuse = status.refuse
 
 local PURPOSES = { 'activations', 'parameters', 'gradients', 'optimizer', 'exchange' }
 

@@ -8,16 +8,6 @@ local dist, data, text = lumoe.dist, lumoe.data, lumoe.text
 
 local corpus = {}
 
--- Work that one rank does for all: an error there is an error everywhere, and nobody goes on before.
-local function once(f)
-  local message
-  if dist.rank() == 0 then
-    local ok, raised = xpcall(f, debug.traceback)
-    message = not ok and raised or nil
-  end
-  dist.agree(message)
-end
-
 -- Whether all that a run needs lies there already, whoever prepared it.
 local function complete(manifest, langs, file)
   if not path.exists(manifest) then return false end
@@ -40,14 +30,17 @@ function corpus.open(opts)
   local model = path.join(dir, ('spm-%d.model'):format(opts.vocab))
   local function file(split, lang) return path.join(dir, ('%s.%s.tsv'):format(split, lang)) end
 
-  once(function()
+  dist.once(function()
     if opts.data or not complete(manifest, opts.langs, file) then
       prepare.run { langs = opts.langs, dir = dir, from = opts.data }
     end
   end)
   local langs = opts.langs or json.decode(assert(utils.readfile(manifest))).langs
 
-  once(function()
+  dist.once(function()
+    for _, lang in ipairs(langs) do
+      if path.getsize(file('train', lang)) == 0 then lumoe.refuse('%s: no sentences of %s', dir, lang) end
+    end
     -- A tokenizer older than the data belongs to other data.
     if not path.exists(model) or path.getmtime(model) < path.getmtime(manifest) then
       local symbols, columns = { '<mask>', text.tag 'en' }, {}
@@ -56,8 +49,9 @@ function corpus.open(opts)
         columns[#columns + 1], columns[#columns + 2] = { file('train', lang), 1 }, { file('train', lang), 2 }
       end
       io.stderr:write(('tokenizer: training %d pieces\n'):format(opts.vocab))
-      text.train { model = model, vocab_size = opts.vocab, symbols = symbols, columns = columns, sample = 120000,
-        temperature = opts.temperature }
+      local ok, message = pcall(text.train, { model = model, vocab_size = opts.vocab, symbols = symbols, columns = columns,
+        sample = 120000, temperature = opts.temperature })
+      if not ok then lumoe.refuse('--vocab %d: %s', opts.vocab, (message:gsub('^.*text: train: ', ''))) end
     end
     local tokenizer = text.load(model)
     for _, lang in ipairs(langs) do
@@ -84,7 +78,7 @@ end
 --- A model knows pieces by number, so it goes with the tokenizer that it was trained with and no other.
 function corpus.check_tokenizer(self, hash, where)
   if hash ~= self.tokenizer.hash then
-    error(('%s was trained with another tokenizer than %s'):format(where, self.tokenizer.path), 0)
+    lumoe.refuse('%s was trained with another tokenizer than %s', where, self.tokenizer.path)
   end
 end
 

@@ -9,7 +9,7 @@ local checkpoint, dist = lumoe.checkpoint, lumoe.dist
 -- and { opts, step } as they were saved, `at` which path.
 return function(where)
   local at = path.exists(path.join(where, 'index.json')) and where or checkpoint.latest(where)
-  if not at then error(where .. ': no checkpoint there', 0) end
+  if not at then lumoe.refuse('%s: no checkpoint there', where) end
   local saved = checkpoint.load(at)
   local opts = saved.extra.opts
   opts.data = nil -- prepared once, it lies in opts.data_dir

@@ -112,7 +112,7 @@ end
 
 local function resume(self, data)
   local last = checkpoint.latest(self.out)
-  if not last then error(('--resume: %s has no checkpoint'):format(self.out), 0) end
+  if not last then lumoe.refuse('--resume: %s has no checkpoint', self.out) end
   local at = checkpoint.load(last, { model = self.model, optimizer = self.optimizer })
   corpus.check_tokenizer(data, at.extra.tokenizer, last)
   self.steps = self.steps or at.extra.steps

@@ -51,6 +51,21 @@ static void report(const char *message) {
     free(text);
 }
 
+/* Whether the message at 1 is the last of `lumoe.status`.refuse: a sentence for whoever runs
+ * the program, which no traceback explains. */
+static int is_refusal(lua_State *L) {
+    lua_getfield(L, LUA_REGISTRYINDEX, "_LOADED");
+    lua_getfield(L, -1, "lumoe.host");
+    int found = 0;
+    if (lua_istable(L, -1)) {
+        lua_getfield(L, -1, "refusal");
+        found = lua_rawequal(L, 1, -1);
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 2);
+    return found;
+}
+
 static int traceback(lua_State *L) {
     const char *message = lua_tostring(L, 1);
     if (!message) {
@@ -59,7 +74,8 @@ static int traceback(lua_State *L) {
         else if (lua_isnil(L, 1)) return 1; /* error(nil): ends the script without a word */
         else message = lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
     }
-    luaL_traceback(L, L, message, 1);
+    if (is_refusal(L)) lua_settop(L, 1);
+    else luaL_traceback(L, L, message, 1);
     return 1;
 }
 
@@ -127,6 +143,7 @@ static const char paths[] =
  *                                At start (1, 3).
  *   interrupted()                the count
  *   interrupt_wakes(address)     a C function to call at an interrupt that raises
+ *   refusal                      set by lumoe.status: an error message to show alone
  *   run(f, handler)              xpcall for the prompt: the first Ctrl-C raises in
  *                                f, none ends the process; returns the count,
  *                                then what xpcall returns */

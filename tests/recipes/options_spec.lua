@@ -27,6 +27,7 @@ describe('the command line of recipes/translate.lua', function()
     it('says: ' .. want, function()
       local errors = says(options)
       assert.truthy(errors:find(want, 1, true), errors)
+      assert.is_nil(errors:find('traceback', 1, true))
     end)
   end
 
@@ -51,7 +52,42 @@ describe('the command line of recipes/translate.lua', function()
     for _, script in ipairs { 'evaluate', 'interactive' } do
       local code, _, errors = run.shell(run.command(('recipes/%s.lua'):format(script), '/nonexistent'))
       assert.is_true(code ~= 0)
-      assert.matches('/nonexistent: no checkpoint there', errors)
+      assert.equal('lumoe: /nonexistent: no checkpoint there\n', errors)
     end
+  end)
+
+  describe('with text', function()
+    local root
+    setup(function() root = run.workplace() end)
+    teardown(function() run.remove(root) end)
+
+    for want, options in pairs {
+      ['%-%-vocab 90000: Vocabulary size too high %(90000%)[^\n]*'] = { vocab = 90000 },
+      ['%-%-resume: %S+ has no checkpoint'] = { resume = true },
+      ['%-%-out /proc/none: cannot be made: [^\n]*'] = { out = '/proc/none' },
+      ["mkdir: cannot create directory [^\n]*/proc/none[^\n]*"] = { ['data-dir'] = '/proc/none' },
+    } do
+      it('says in one sentence: ' .. want, function()
+        local code, _, errors = run.translate(root, 'out', options)
+        assert.equal(1, code)
+        assert.matches('lumoe: ' .. want .. '\n$', errors)
+        assert.is_nil(errors:find('traceback', 1, true))
+      end)
+    end
+
+    it('says on ranks what only the first has seen', function()
+      local _, _, errors = run.translate(root, 'out', { vocab = 90000 }, { ranks = 2 })
+      assert.matches('%[rank 0%] %-%-vocab 90000: Vocabulary size too high', errors)
+      assert.is_nil(errors:find('traceback', 1, true))
+    end)
+
+    it('shows where an error of the program itself is', function()
+      local model = root .. '/data/spm-500.model'
+      assert.equal(0, (run.translate(root, 'out', { steps = 0 })))
+      os.remove(model)
+      assert(require('lfs').mkdir(model)) -- no tokenizer, and none can be written there
+      local _, _, errors = run.translate(root, 'out', { steps = 0 })
+      assert.matches('corpus.lua:%d+: .*stack traceback:', errors)
+    end)
   end)
 end)

@@ -5,6 +5,7 @@
 local lfs = require 'lfs'
 local shell = require 'lumoe.data.shell'
 local split = require 'lumoe.data.split'
+local status = require 'lumoe.status'
 
 local apt = {}
 
@@ -136,14 +137,14 @@ function Apt:packages(names)
   if not ok then
     configuration = self:configuration('packages', self.dir .. '/package-lists', { 'none' }, true)
     local code, why, fetched = self:run(configuration, 'package lists', 'update', self.dir)
-    if code ~= 0 then error(('apt-get update failed:\n%s\n%s'):format(messages, why), 0) end
+    if code ~= 0 then status.refuse('apt-get update failed:\n%s\n%s', messages, why) end
     self.fetched = self.fetched + fetched
     found, known = candidates(names, configuration), {}
     for _, name in ipairs(names) do
       if found[name] then known[#known + 1] = name end
     end
     ok, messages = self:download(known, configuration, found)
-    if not ok then error('apt-get download failed:\n' .. messages, 0) end
+    if not ok then status.refuse('apt-get download failed:\n%s', messages) end
   end
   local packages = {}
   for _, name in ipairs(known) do
@@ -166,7 +167,7 @@ function Apt:translations(langs)
   local stamp = lists .. '/complete'
   if not shell.read(stamp) then
     local code, messages, fetched = self:run(configuration, 'description translations', 'update', self.dir)
-    if code ~= 0 then error('apt-get update failed for the description translations:\n' .. messages, 0) end
+    if code ~= 0 then status.refuse('apt-get update failed for the description translations:\n%s', messages) end
     self.fetched = self.fetched + fetched
     shell.write(stamp, '')
   end
@@ -196,7 +197,7 @@ function apt.read_list(path)
   local pipe = assert(io.popen('/usr/lib/apt/apt-helper cat-file ' .. shell.quote(path), 'r'))
   local content = pipe:read('*a')
   pipe:close()
-  if content == '' and lfs.attributes(path, 'size') > 64 then error(path .. ': apt-helper could not read it', 0) end
+  if content == '' and lfs.attributes(path, 'size') > 64 then status.refuse('%s: apt-helper could not read it', path) end
   return content
 end
 

@@ -1,5 +1,6 @@
 --- The files inside a Debian package, read straight from its tar stream; nothing is unpacked onto the disk.
 local shell = require 'lumoe.data.shell'
+local status = require 'lumoe.status'
 
 local deb = {}
 
@@ -56,7 +57,7 @@ function deb.read(path, wants)
   local stream = assert(io.popen('dpkg-deb --fsys-tarfile ' .. shell.quote(path) .. ' 2>/dev/null', 'r'))
   local files, complete = deb.untar(function(bytes) return stream:read(bytes) end, wants)
   stream:close()
-  if not complete then error(path .. ': damaged package; delete it and run again', 0) end
+  if not complete then status.refuse('%s: damaged package; delete it and run again', path) end
   return files
 end
 

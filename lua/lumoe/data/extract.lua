@@ -10,6 +10,7 @@ local json = require 'lumoe.data.json'
 local own = require 'lumoe.data.own'
 local shell = require 'lumoe.data.shell'
 local sources = require 'lumoe.data.sources'
+local status = require 'lumoe.status'
 local lfs = require 'lfs'
 local tablex = require 'pl.tablex'
 
@@ -59,8 +60,8 @@ local function list_code(task) return task.package:match('^Translation%-(.*)') e
 function extract.from_packages(options, manifest)
   local missing = apt.missing()
   if missing then
-    error(('no %s here: the texts come from Debian packages. On another system give your own texts: '
-      .. '`--data DIR` of the recipe, `--from DIR` of recipes/prepare.lua'):format(missing), 0)
+    status.refuse('no %s here: the texts come from Debian packages. On another system give your own texts: '
+      .. '`--data DIR` of the recipe, `--from DIR` of recipes/prepare.lua', missing)
   end
   local tasks = wanted_tasks(options.langs, sources.named(options.sources))
   local names, listed, list_codes = {}, {}, { 'en' }

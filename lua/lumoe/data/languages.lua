@@ -1,5 +1,7 @@
 --- The languages data can be prepared for: their codes here, in Debian's packages and on disk, and their script.
 -- Codes are ISO 639 with a country only where two written standards exist (pt_BR beside pt, zh_TW beside zh).
+local status = require 'lumoe.status'
+
 local languages = {}
 
 --- Named lists for `--langs`. English is always the other side.
@@ -115,14 +117,14 @@ function languages.parse(value)
   for _, code in ipairs(given) do
     local lang = languages.of_locale(code)
     if not lang then
-      error(('languages: %q is no language code; give codes such as de,fr,pt_BR, or one of the presets 4, 8, 50'):format(code), 0)
+      status.refuse('languages: %q is no language code; give codes such as de,fr,pt_BR, or one of the presets 4, 8, 50', code)
     end
     if not seen[lang] then
       seen[lang] = true
       list[#list + 1] = lang
     end
   end
-  if #list == 0 then error('languages: none given beside English', 0) end
+  if #list == 0 then status.refuse 'languages: none given beside English' end
   return list
 end
 

@@ -11,6 +11,7 @@
 -- and line, and skipped.
 local lfs = require 'lfs'
 local languages = require 'lumoe.data.languages'
+local status = require 'lumoe.status'
 local text = require 'lumoe.data.text'
 local zlib = require 'lumoe.data.zlib'
 
@@ -62,7 +63,7 @@ function own.find(dir)
       if lfs.attributes(dir .. '/' .. name, 'mode') == 'file' then add(name) end
     end
   else
-    error(('%s: no such directory'):format(dir), 0)
+    status.refuse('%s: no such directory', dir)
   end
   table.sort(names)
   local files, ignored = {}, {}
@@ -87,8 +88,8 @@ function own.find(dir)
     end
   end
   if #files == 0 then
-    error(('%s: no parallel texts there; give TSV files (de.tsv: English TAB German) or aligned files (news.en and news.de), '
-      .. 'plain or .gz'):format(dir), 0)
+    status.refuse('%s: no parallel texts there; give TSV files (de.tsv: English TAB German) or aligned files (news.en and '
+      .. 'news.de), plain or .gz', dir)
   end
   return files, ignored
 end

@@ -1,4 +1,6 @@
 --- Running the few ordinary tools that data preparation needs (apt-get, dpkg-deb, mkdir, rm).
+local status = require 'lumoe.status'
+
 local shell = {}
 
 --- A word that the shell takes literally.
@@ -48,7 +50,7 @@ function shell.has(program) return shell.lines('command -v ' .. shell.quote(prog
 --- Creates a directory and its parents.
 function shell.mkdir(dir)
   local code, output = shell.capture('mkdir -p ' .. shell.quote(dir) .. ' 2>&1')
-  if code ~= 0 then error(output, 0) end
+  if code ~= 0 then status.refuse('%s', output) end
 end
 
 --- Removes a directory tree, if it is there.

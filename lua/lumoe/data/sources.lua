@@ -1,6 +1,7 @@
 --- Where parallel text comes from: Debian packages and apt's lists, and the reader of each.
 -- The order is the order of preference: of two translations of one English sentence the first stays. Prose before interface text.
 local languages = require 'lumoe.data.languages'
+local status = require 'lumoe.status'
 
 local sources = {}
 
@@ -117,7 +118,7 @@ sources.all = {
 ---@return lumoe.data.Source[]
 function sources.named(name)
   local set = sources[name]
-  if type(set) ~= 'table' then error(('sources: %q is none; give small or all'):format(name), 0) end
+  if type(set) ~= 'table' then status.refuse('sources: %q is none; give small or all', name) end
   return set
 end
 

@@ -3,6 +3,7 @@
 -- which idle workers take the next; each worker answers through its own pipe, one JSON line a task. Nothing else is
 -- shared, so results cannot depend on how many workers there are.
 local cjson = require 'cjson'
+local status = require 'lumoe.status'
 
 local workers = {}
 
@@ -24,7 +25,7 @@ local function serve(queue, answers, work)
       return type(err) == 'string' and err or tostring(err)
     end)
     if not ok then
-      send { error = result }
+      send { error = result, refusal = status.is_refusal(result) }
       unistd._exit(1)
     end
     send { task = task, result = result }
@@ -69,7 +70,7 @@ function workers.run(options)
     for task = 1, options.tasks do unistd.write(queue_out, ('%4d'):format(task)) end
     unistd.close(queue_out)
   end
-  local failure
+  local failure, refusal
   for _ = 1, jobs do
     local worker = start(options, queue_in, queue_out)
     running[worker.fd] = worker
@@ -87,7 +88,8 @@ function workers.run(options)
         if not line then return end
         worker.buffer = rest
         local message = cjson.decode(line)
-        if message.error then failure = failure or message.error else options.done(message.task, message.result) end
+        if not message.error then options.done(message.task, message.result)
+        elseif not failure then failure, refusal = message.error, message.refusal end
       end
     end
     unistd.close(worker.fd)
@@ -112,6 +114,7 @@ function workers.run(options)
         wait.wait(worker.pid)
         unistd.close(worker.fd)
       end
+      if refusal then status.refuse('%s', failure) end
       error(failure, 0)
     end
   end

@@ -1,5 +1,6 @@
 --- Decompression through the system's zlib: gzip files line by line, and blocks in memory.
 local ffi = require 'ffi'
+local status = require 'lumoe.status'
 
 ffi.cdef [[
   typedef struct lumoe_gz *lumoe_gzFile;
@@ -34,16 +35,16 @@ function zlib.inflate(data, form)
   local stream, out, parts = ffi.new 'lumoe_z_stream', ffi.new('uint8_t[?]', BUFFER), {}
   stream.next_in, stream.avail_in = ffi.cast('const uint8_t *', data), #data
   if library.lumoe_inflateInit2(stream, window, '1.2.0', ffi.sizeof(stream)) ~= 0 then return nil, 'zlib: no memory' end
-  local status
+  local code
   repeat
     stream.next_out, stream.avail_out = out, BUFFER
-    status = library.lumoe_inflate(stream, 0)
+    code = library.lumoe_inflate(stream, 0)
     local got = BUFFER - stream.avail_out
     if got > 0 then parts[#parts + 1] = ffi.string(out, got) end
-  until status ~= 0 or got == 0
+  until code ~= 0 or got == 0
   local message = stream.msg ~= nil and ffi.string(stream.msg) or 'cut off'
   library.lumoe_inflateEnd(stream)
-  if status ~= STREAM_END then return nil, 'damaged compressed data: ' .. message end
+  if code ~= STREAM_END then return nil, 'damaged compressed data: ' .. message end
   return table.concat(parts)
 end
 
@@ -53,7 +54,7 @@ end
 ---@return fun(): string?
 function zlib.lines(path)
   local file = library.lumoe_gzopen(path, 'rb')
-  if file == nil then error(path .. ': cannot be opened', 0) end
+  if file == nil then status.refuse('%s: cannot be opened', path) end
   local buffer, rest, at, ended = ffi.new('uint8_t[?]', BUFFER), '', 1, false
   local function refill()
     local got = library.lumoe_gzread(file, buffer, BUFFER)
@@ -61,7 +62,7 @@ function zlib.lines(path)
     local message = ffi.string(library.lumoe_gzerror(file, code))
     if got < 0 or (got == 0 and code[0] < 0) then -- a cut-off file is an error only seen at its end
       library.lumoe_gzclose(file)
-      error(path .. ': damaged: ' .. message:gsub('^.*: ', ''), 0)
+      status.refuse('%s: damaged: %s', path, (message:gsub('^.*: ', '')))
     end
     if got == 0 then
       ended = true

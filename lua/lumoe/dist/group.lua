@@ -130,7 +130,18 @@ end
 
 --- Errors of one rank become errors of all: every rank calls this, with nil or its message.
 function group.agree(message, among)
-  check(C.lm_dist_agree_text((among or group.world()).pointer, message and C.LM_EARG or 0, message))
+  local st = message and (status.is_refusal(message) and C.LM_EUSER or C.LM_EARG) or 0
+  check(C.lm_dist_agree_text((among or group.world()).pointer, st, message))
+end
+
+--- Work that rank 0 does for all: an error there is an error everywhere, and nobody goes on before.
+function group.once(f)
+  local message
+  if group.rank() == 0 then
+    local ok, raised = xpcall(f, status.traceback)
+    message = not ok and raised or nil
+  end
+  group.agree(message)
 end
 
 return group

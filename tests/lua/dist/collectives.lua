@@ -16,6 +16,13 @@ assert(first == (rank == 0 and 0 or 2) and count == (rank == 0 and 2 or 3))
 local ok, message = pcall(dist.agree, rank == 1 and 'rank 1 cannot' or nil)
 assert(not ok and message:find 'rank 1 cannot')
 dist.agree(nil)
+local did = 0
+dist.once(function() did = did + 1 end)
+assert(did == (rank == 0 and 1 or 0))
+ok, message = pcall(dist.once, function() lumoe.refuse('no %s', 'way') end)
+assert(not ok and message == (rank == 0 and 'no way' or 'no way [on rank 0]')) -- one sentence, no place
+ok, message = pcall(dist.once, function() error 'a fault' end)
+assert(not ok and message:find 'a fault\nstack traceback')
 assert(not pcall(dist.all_reduce, x:t())) -- not contiguous: an error before anyone waits
 
 local texts = dist.gather_texts(rank == 0 and '' or 'of\0one')
