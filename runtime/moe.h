@@ -13,7 +13,11 @@
  *
  * A place is where an expert lives: one rank of the expert group, or, when each
  * expert is cut into etp slices, etp neighbouring ranks, place-major. A row then
- * travels to every rank of its place; each returns a partial sum. */
+ * travels to every rank of its place; each returns a partial sum.
+ *
+ * A parcel is what travels: a row; or, with `once`, one row of a token for all its
+ * routes to one place, which spreads it to its experts, weighs what they give, and
+ * returns one partial sum. */
 #ifndef LM_MOE_H
 #define LM_MOE_H
 
@@ -30,6 +34,15 @@ enum {
     LM_SELECT_PRIORITY = 3     /* higher priority, as given */
 };
 
+/* How parcels get from rank to rank. */
+enum {
+    LM_WAY_DIRECT = 0,   /* each rank to each, exactly what there is */
+    LM_WAY_PADDED = 1,   /* as direct, but as much between any two as between the busiest two:
+                            what exact rows save, for comparison */
+    LM_WAY_TWO_LEVEL = 2 /* to another host in one message, to the rank with the same number
+                            there, which hands on inside the host */
+};
+
 typedef struct lm_plan_spec {
     const char *router; /* its name, for errors */
     int64_t tokens;     /* of this rank */
@@ -44,8 +57,12 @@ typedef struct lm_plan_spec {
     const float *scores;      /* [tokens, experts], checked for NaN; or NULL */
     const double *priorities; /* [tokens, top_k], for LM_SELECT_PRIORITY */
 
-    const int32_t *owner;   /* [experts] -> place, 0 .. ranks / etp - 1; NULL: even blocks */
-    int32_t etp;            /* slices that an expert is cut into; 0 is 1 */
+    const int32_t *owner; /* [experts] -> place, 0 .. ranks / etp - 1; NULL: even blocks */
+    int32_t etp;          /* slices that an expert is cut into; 0 is 1 */
+    int32_t once;         /* one parcel for all of a token's routes to a place */
+    int32_t way;          /* LM_WAY_* */
+    const int32_t
+        *hosts; /* [ranks of the expert group], for LM_WAY_TWO_LEVEL; NULL: as they are */
     double capacity_factor; /* capacity = ceil(factor * top_k * T / experts), T = valid tokens
                                of all ranks; negative: dropless */
 
@@ -77,17 +94,30 @@ LM_API const char *lm_plan_hash(const lm_plan *p);    /* 16 hex digits: of this 
 LM_API const int64_t *lm_plan_routed(const lm_plan *p); /* [experts], before dropping */
 LM_API const int64_t *lm_plan_kept(const lm_plan *p);   /* [experts] */
 
+/* What this rank has sent so far: [LM_LEGS, ranks of the expert group] of { rows, bytes,
+ * messages }; nothing goes to itself. What is not rows (weights, which expert a row is for)
+ * counts in bytes and messages. */
+enum {
+    LM_LEG_PLAN = 0, /* making the plan, without the counts that all ranks exchange first */
+    LM_LEG_DISPATCH = 1,
+    LM_LEG_COMBINE = 2,
+    LM_LEG_DISPATCH_BACKWARD = 3,
+    LM_LEG_COMBINE_BACKWARD = 4,
+    LM_LEGS = 5
+};
+LM_API const int64_t *lm_plan_traffic(const lm_plan *p);
+
 /* This rank's tokens. */
 LM_API const int32_t *lm_plan_expert_ids(const lm_plan *p); /* [tokens, top_k]; -1: none */
 LM_API const int32_t *lm_plan_row_of(const lm_plan *p); /* [tokens, top_k]; -1: dropped, none */
 LM_API const int32_t *lm_plan_route_of(const lm_plan *p); /* [rows] */
-LM_API const int64_t *lm_plan_sends(const lm_plan *p);    /* rows to each rank of the group */
+LM_API const int64_t *lm_plan_sends(const lm_plan *p); /* parcels to each rank of the group */
 
 /* This rank's experts: local expert i is expert_of[i]; its arrivals are
- * offsets[i] .. offsets[i + 1]. Arrival a is row arrival_of[a] of what was received. */
+ * offsets[i] .. offsets[i + 1]. Arrival a is parcel arrival_of[a] of those received. */
 LM_API const int32_t *lm_plan_expert_of(const lm_plan *p);
 LM_API const int64_t *lm_plan_offsets(const lm_plan *p);    /* [local experts + 1] */
-LM_API const int64_t *lm_plan_receives(const lm_plan *p);   /* rows from each rank */
+LM_API const int64_t *lm_plan_receives(const lm_plan *p);   /* parcels from each rank */
 LM_API const int32_t *lm_plan_arrival_of(const lm_plan *p); /* [arrivals]; NULL: in order */
 
 /* x's rows, of which each token has top_k, as they reach this rank's experts:

@@ -60,6 +60,8 @@ static int check_spec(const lm_plan_spec *s, const lm_group *expert) {
     if (etp < 1 || ranks % etp != 0)
         return lm_fail(LM_EARG, "plan: etp = %d does not divide the %d ranks of the experts",
                        etp, ranks);
+    if (s->way < LM_WAY_DIRECT || s->way > LM_WAY_TWO_LEVEL)
+        return lm_fail(LM_EARG, "plan: no way has number %d", s->way);
     for (int e = 0; s->owner && e < s->experts; e++)
         if (s->owner[e] < 0 || s->owner[e] >= ranks / etp)
             return lm_fail(LM_EARG, "plan: expert %d belongs to place %d of %d", e, s->owner[e],
@@ -234,6 +236,20 @@ static int place_experts(lm_plan *p, const int32_t *owner, lm_group *expert) {
     return st;
 }
 
+/* How rows travel. One rank alone has nobody to send to. */
+static int choose_way(lm_plan *p, const lm_plan_spec *s) {
+    int ranks = lm__plan_ranks(p);
+    p->once = s->once && p->expert;
+    p->way = s->way;
+    int st = lm__plan_array(p, LM_LEGS * ranks * 3, sizeof *p->traffic, &p->traffic);
+    if (st == LM_OK) st = lm__plan_array(p, ranks, sizeof *p->host, &p->host);
+    for (int r = 0; r < ranks && p->expert && st == LM_OK; r++) {
+        p->host[r] = s->hosts ? s->hosts[r] : lm_dist_host(lm_group_world_rank(p->expert, r));
+        if (p->host[r] < 0 && !s->hosts) st = p->host[r];
+    }
+    return st;
+}
+
 int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan **out) {
     int ranks = data ? lm_group_size(data) : 1, rank = data ? lm_group_rank(data) : 0;
     lm__plan_heads heads = {0};
@@ -253,6 +269,7 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
     if (st == LM_OK) st = lm__plan_array(p, p->experts, sizeof *p->kept, &p->kept);
     p->etp = s->etp ? s->etp : 1;
     if (st == LM_OK) st = place_experts(p, s->owner, expert);
+    if (st == LM_OK) st = choose_way(p, s);
     if (st == LM_OK) {
         p->tokens = s->tokens;
         p->top_k = s->top_k;
@@ -282,13 +299,14 @@ double lm_plan_valid_tokens(const lm_plan *p) { return (double)p->valid_tokens; 
 const char *lm_plan_hash(const lm_plan *p) { return p->hash; }
 const int64_t *lm_plan_routed(const lm_plan *p) { return p->routed; }
 const int64_t *lm_plan_kept(const lm_plan *p) { return p->kept; }
+const int64_t *lm_plan_traffic(const lm_plan *p) { return p->traffic; }
 const int32_t *lm_plan_expert_ids(const lm_plan *p) { return p->expert_id; }
 const int32_t *lm_plan_row_of(const lm_plan *p) { return p->row_of; }
 const int32_t *lm_plan_route_of(const lm_plan *p) { return p->route_of; }
-const int64_t *lm_plan_sends(const lm_plan *p) { return p->sends; }
+const int64_t *lm_plan_sends(const lm_plan *p) { return p->wire.sends; }
 const int32_t *lm_plan_expert_of(const lm_plan *p) { return p->expert_of; }
 const int64_t *lm_plan_offsets(const lm_plan *p) { return p->offsets; }
-const int64_t *lm_plan_receives(const lm_plan *p) { return p->receives; }
+const int64_t *lm_plan_receives(const lm_plan *p) { return p->wire.receives; }
 const int32_t *lm_plan_arrival_of(const lm_plan *p) { return p->arrival_of; }
 
 int lm_max_tag(const int32_t *tag_of, int64_t n) {

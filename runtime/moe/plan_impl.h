@@ -6,7 +6,7 @@
 
 #include <stdbool.h>
 
-enum { LM_PLAN_BLOCKS = 20 };
+enum { LM_PLAN_BLOCKS = 32 };
 
 typedef struct lm__plan_block {
     void *data;
@@ -14,10 +14,16 @@ typedef struct lm__plan_block {
     int purpose;
 } lm__plan_block;
 
+/* Things that go from each rank to each, side by side in the order of the ranks. */
+typedef struct lm__wire {
+    int64_t *sends, *receives; /* [ranks]: how many */
+    int64_t *pairs;            /* [ranks, ranks]: every rank's sends; NULL: way direct */
+    int64_t leaving, arriving; /* sums of sends, of receives */
+} lm__wire;
+
 struct lm_plan {
     int refs;
     int64_t tokens, rows, arrivals;
-    int64_t copies; /* what leaves: each row once for every rank of its place */
     int top_k, experts, local_experts, etp;
     int64_t capacity, valid_tokens;
     bool over; /* some expert is over its capacity */
@@ -25,23 +31,38 @@ struct lm_plan {
 
     int64_t *routed, *kept; /* [experts], all ranks */
 
-    int32_t *expert_id;  /* [tokens, top_k]: -1 where padding or not routed */
-    uint8_t *dropped;    /* [tokens, top_k] */
-    int64_t *token_id;   /* [tokens] */
-    int32_t *by_token;   /* [tokens]: local tokens by rising token_id; NULL: as they are */
-    int32_t *row_of;     /* [tokens, top_k] */
-    int32_t *route_of;   /* [rows] */
-    int32_t *token_of;   /* [copies]: the local token */
-    int32_t *row_at;     /* [copies]: the row; NULL when etp is 1 */
-    int32_t *copy_of;    /* [rows, etp]: its copies, by rank; NULL when etp is 1 */
-    int32_t *owner;      /* [experts]: the place */
-    int64_t *sends;      /* [ranks of expert group] */
-    int64_t *receives;   /* [ranks of expert group] */
-    int32_t *expert_of;  /* [local_experts] */
-    int64_t *offsets;    /* [local_experts + 1] */
-    int32_t *arrival_of; /* [arrivals] or NULL */
-    int32_t *arrival_at; /* [arrivals] or NULL: its inverse */
-    lm_group *expert;    /* NULL: this process alone */
+    int32_t *expert_id; /* [tokens, top_k]: -1 where padding or not routed */
+    uint8_t *dropped;   /* [tokens, top_k] */
+    int64_t *token_id;  /* [tokens] */
+    int32_t *by_token;  /* [tokens]: local tokens by rising token_id; NULL: as they are */
+    int32_t *row_of;    /* [tokens, top_k] */
+    int32_t *route_of;  /* [rows] */
+    int32_t *owner;     /* [experts]: the place */
+    int32_t *expert_of; /* [local_experts] */
+    int64_t *offsets;   /* [local_experts + 1] */
+
+    /* Parcels leave as copies, one for each rank of their place. */
+    bool once;
+    int64_t parcels;    /* of this rank's tokens */
+    int fan;            /* parcels of a token, at most */
+    lm__wire wire;      /* of copies */
+    int32_t *token_of;  /* [copies]: the local token */
+    int32_t *parcel_at; /* [copies]: the parcel; NULL when etp is 1 */
+    int32_t *copy_of;   /* [parcels, etp]: its copies, by rank; NULL when etp is 1 */
+    int32_t *parcel_of; /* [tokens, fan]: by place, -1 after the last; row_of unless once */
+
+    /* From parcels received to arrivals: one each, or with once up to `width`. */
+    int width;
+    int32_t *arrival_of; /* [arrivals] the parcel, or NULL: in order */
+    int32_t
+        *arrival_at; /* [received, width]: its arrivals, by slot, -1 after the last; or NULL */
+    lm__wire routes; /* once: of weights, each parcel's by slot, parcel after parcel */
+    int32_t *route_at; /* once: [copies of routes]: the route */
+
+    lm_group *expert; /* NULL: this process alone */
+    int way;
+    int32_t *host;    /* [ranks of expert group] */
+    int64_t *traffic; /* [LM_LEGS, ranks, 3] */
 
     int blocks;
     lm__plan_block block[LM_PLAN_BLOCKS];
@@ -65,6 +86,10 @@ static inline int64_t *lm__head_counts(const lm__plan_heads *h, int rank) {
     return h->words + (int64_t)rank * (5 + h->experts) + 5;
 }
 
+static inline int lm__plan_ranks(const lm_plan *p) {
+    return p->expert ? lm_group_size(p->expert) : 1;
+}
+
 /* Stirs x into h (splitmix64). */
 static inline uint64_t lm__mix(uint64_t h, uint64_t x) {
     h += x + 0x9E3779B97F4A7C15u;
@@ -78,7 +103,42 @@ int lm__plan_array(lm_plan *p, int64_t count, size_t size, void *out);
 
 /* select.c: marks the routes over capacity in p->dropped. */
 int lm__plan_select(lm_plan *p, const lm_plan_spec *spec, lm_group *data);
-/* layout.c: rows, sends, receives, arrivals. */
+
+/* layout.c: rows, parcels, arrivals. */
+typedef struct lm__layout { /* what is known of the expert group */
+    int ranks, rank;
+    int64_t *kept;   /* [ranks, experts]: rows of each rank for each expert */
+    int *order;      /* the ranks that have tokens, by their first id ... */
+    int with_tokens; /* ... so many; */
+    bool in_turn;    /* or, when their ranges overlap, false */
+} lm__layout;
+
 int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, lm_group *data, lm_group *expert);
+/* once.c: the same when a token goes to a place once. */
+int lm__once_layout(lm_plan *p, const lm__layout *l);
+/* For both: parcel i is of local token token[i], and parcels lie by place. */
+int lm__parcels_leave(lm_plan *p, const int32_t *token, const int64_t *parcels_of_place);
+/* The global token of each parcel received; free it. */
+int lm__parcel_tokens(lm_plan *p, int64_t **out);
+
+/* wire.c: moves things of `each` bytes, or back to where they came from. */
+typedef struct lm__load {
+    int leg;
+    bool rows; /* they count as rows */
+    bool back;
+    int64_t each;
+} lm__load;
+
+int lm__wire_new(lm_plan *p, lm__wire *w); /* its arrays, all 0 */
+/* Once sends and receives are known: sums; and pairs, where the way needs them (collective). */
+int lm__wire_ready(lm_plan *p, lm__wire *w);
+int lm__wire_carry(lm_plan *p, const lm__wire *w, const lm__load *load, const void *from,
+                   void *to);
+/* rows[r] things to each rank, exactly; counted. */
+int lm__wire_swap(lm_plan *p, const lm__load *load, const void *from, const int64_t *sends,
+                  void *to, const int64_t *receives);
+/* two_level.c */
+int lm__carry_two_level(lm_plan *p, const lm__wire *w, const lm__load *load, const void *from,
+                        void *to);
 
 #endif

@@ -24,7 +24,7 @@ local trace = require 'lumoe.moe.trace'
 local Layer = module.class 'MoELayer'
 
 local OPTIONS = { dim = true, experts = true, router = true, capacity = true, balance = true, normalize = true,
-  mesh = true, owner = true, recompute = true }
+  mesh = true, owner = true, recompute = true, exchange = true }
 local CAPACITY = { factor = true, eval_factor = true, select = true }
 local SELECT = { random = true, position = true, probability = true }
 
@@ -90,6 +90,7 @@ end
 --   recompute  true: what the experts compute is forgotten after forward, and computed again in backward
 --   owner      place (rank of the expert group, from 0; with etp, every etp of them) of each expert;
 --              by default even blocks
+--   exchange   how rows travel between ranks: 'rows' (default), 'once', 'two_level', ... (moe/plan.lua)
 function Layer:init(opts)
   tensor.options(opts, OPTIONS, 'moe.Layer')
   for _, name in ipairs { 'dim', 'experts', 'router' } do
@@ -101,6 +102,7 @@ function Layer:init(opts)
   if normalize == nil then normalize = opts.router.normalize end
   if normalize == nil then normalize = 'chosen' end
   self.normalize = check_normalize(normalize)
+  self.exchange = plan.exchange(opts.exchange, 'moe.Layer')
 
   local count = opts.experts.count
   self._mesh, self.recompute = opts.mesh or dist.mesh {}, opts.recompute == true
@@ -173,6 +175,7 @@ local function make_plan(self, x, tags, valid)
   if not ok then spec = { error = tostring(choice), top_k = 0 } end
   spec.router, spec.tokens, spec.experts = self.router:path(), x:size(0), self.experts.count
   spec.token_ids, spec.valid, spec.owner, spec.mesh = tags.tokens, valid, self._owner, mesh
+  spec.exchange = self.exchange
   local made = plan.new(spec)
   trace.add(spec.router, made, tags.tokens)
   return made, choice

@@ -5,6 +5,7 @@ local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local handle = require 'lumoe.handle'
 local status = require 'lumoe.status'
+local tensor = require 'lumoe.tensor'
 
 local plan = {}
 
@@ -12,6 +13,8 @@ local SELECT = { random = C.LM_SELECT_RANDOM, position = C.LM_SELECT_POSITION,
   probability = C.LM_SELECT_PROBABILITY, priority = C.LM_SELECT_PRIORITY }
 local NORMALIZE = { [false] = C.LM_NORMALIZE_NONE, chosen = C.LM_NORMALIZE_CHOSEN, kept = C.LM_NORMALIZE_KEPT }
 local DTYPE = { i32 = C.LM_I32, i64 = C.LM_I64 }
+local WAY = { direct = C.LM_WAY_DIRECT, padded = C.LM_WAY_PADDED, two_level = C.LM_WAY_TWO_LEVEL }
+local LEGS = { 'plan', 'dispatch', 'combine', 'dispatch_backward', 'combine_backward' } -- in C's order
 
 ---@class lumoe.Plan
 ---@field pointer cdata
@@ -32,9 +35,40 @@ local spec = ffi.new 'lm_plan_spec'
 -- The address of a contiguous tensor's elements; tensors stay alive in the caller's frame.
 local function data(t, ctype) return t and ffi.cast(ctype, t:data_ptr()) or nil end
 
+-- ---- how rows travel ------------------------------------------------------------------------
+
+---@class lumoe.Exchange
+---@field once boolean    a token goes to each place once, not once for every expert it has there
+---@field way string      'direct'; 'padded', as much between any two ranks as between the busiest two (to
+---                        compare with); or 'two_level', few messages between hosts
+---@field hosts integer[]? two_level: the host of each rank of the expert group; by default as they are
+
+local SHORT = { rows = {}, once = { once = true }, padded = { way = 'padded' }, two_level = { way = 'two_level' } }
+local OPTIONS = { once = true, way = true, hosts = true }
+
+--- An exchange from its short name ('rows', 'once', 'padded', 'two_level'), a table or nil.
+---@return lumoe.Exchange
+function plan.exchange(given, who)
+  if given == nil then given = 'rows' end
+  if type(given) == 'string' then
+    if not SHORT[given] then
+      status.argument("%s: no exchange '%s'; there are once, padded, rows, two_level", who, given)
+    end
+    given = SHORT[given]
+  end
+  tensor.options(given, OPTIONS, who .. ': exchange')
+  local way = given.way or 'direct'
+  if not WAY[way] then
+    status.argument("%s: exchange.way must be 'direct', 'padded' or 'two_level', not %s", who, tostring(way))
+  end
+  return { once = given.once == true, way = way, hosts = given.hosts }
+end
+
+-- ---- making one ----------------------------------------------------------------------------
+
 --- Collective over mesh.data. Takes what it is given as it is: layer.lua prepares it.
 ---@param o table  router, expert_ids, top_k, tokens, experts, token_ids, valid?, scores?, priorities? (double*),
---- select?, capacity_factor?, owner? (int32_t*, places), seed, stream, mesh, error?
+--- select?, capacity_factor?, owner? (int32_t*, places), seed, stream, mesh, exchange?, error?
 ---@return lumoe.Plan
 function plan.new(o)
   ffi.fill(spec, ffi.sizeof(spec))
@@ -51,13 +85,18 @@ function plan.new(o)
   spec.select = SELECT[o.select or 'random']
   spec.capacity_factor = o.capacity_factor or -1
   spec.owner, spec.etp = o.owner, o.mesh.etp
+  local exchange, hosts = o.exchange or plan.exchange(nil, 'plan'), nil
+  if exchange.way == 'two_level' and exchange.hosts then
+    hosts = ffi.new('int32_t[?]', o.mesh.expert.size, exchange.hosts)
+  end
+  spec.once, spec.way, spec.hosts = exchange.once and 1 or 0, WAY[exchange.way], hosts
   spec.seed, spec.stream = o.seed or 0, o.stream or 0
   check(C.lm_plan_new(spec, o.mesh.data.pointer, o.mesh.expert.pointer, plan_out))
   local p = ffi.gc(plan_out[0], C.lm_plan_release)
   local capacity = C.lm_plan_capacity(p)
   return setmetatable({ pointer = p, tokens = o.tokens, top_k = o.top_k, experts = o.experts,
     capacity = capacity >= 0 and capacity or nil, valid_tokens = C.lm_plan_valid_tokens(p),
-    hash = ffi.string(C.lm_plan_hash(p)), mesh = o.mesh }, Plan)
+    hash = ffi.string(C.lm_plan_hash(p)), mesh = o.mesh, hosts = hosts }, Plan)
 end
 
 -- Calls op; where memory is short, once more after Lua has let go of what it lost. Not over several
@@ -112,7 +151,25 @@ function Plan:dropped()
   return n
 end
 
---- Rows that this rank sends to each rank of its expert group (itself included).
+--- What this rank has sent to the others so far, counted as it went: for each of the legs plan, dispatch, combine,
+-- dispatch_backward and combine_backward, rows, bytes and messages to each rank of the expert group. bytes and
+-- messages also count what goes with the rows: which experts they are for (leg plan), weights.
+---@return table<string, { rows: integer[], bytes: integer[], messages: integer[] }>
+function Plan:traffic()
+  local counts, ranks, traffic = C.lm_plan_traffic(self.pointer), self.mesh.expert.size, {}
+  for i, leg in ipairs(LEGS) do
+    local sent = { rows = {}, bytes = {}, messages = {} }
+    for r = 0, ranks - 1 do
+      local at = ((i - 1) * ranks + r) * 3
+      sent.rows[r + 1], sent.bytes[r + 1] = tonumber(counts[at]), tonumber(counts[at + 1])
+      sent.messages[r + 1] = tonumber(counts[at + 2])
+    end
+    traffic[leg] = sent
+  end
+  return traffic
+end
+
+--- Parcels that this rank sends to each rank of its expert group (itself included): rows, or with `once` fewer.
 function Plan:sends() return list(C.lm_plan_sends(self.pointer), self.mesh.expert.size) end
 function Plan:receives() return list(C.lm_plan_receives(self.pointer), self.mesh.expert.size) end
 --- Ids of this rank's experts.

@@ -338,6 +338,10 @@ describe('options', function()
     assert.matches('capacity.factor must be a number above 0', message(function(o) o.capacity = { factor = -1 } end))
     assert.matches("select must be 'random', 'position', 'probability' or a function",
       message(function(o) o.capacity = { factor = 1, select = 'best' } end))
+    assert.matches("no exchange 'twice'; there are once, padded, rows, two_level",
+      message(function(o) o.exchange = 'twice' end))
+    assert.matches("exchange.way must be 'direct', 'padded' or 'two_level'",
+      message(function(o) o.exchange = { way = 'far' } end))
     assert.matches("normalize must be 'chosen', 'kept' or false", message(function(o) o.normalize = 'all' end))
     assert.matches('balance%[1%] must be a function', message(function(o) o.balance = { 0.01 } end))
     assert.matches("no activation 'swish'", select(2, pcall(moe.FFN, { experts = 2, hidden = 2, activation = 'swish' })))

@@ -5,7 +5,7 @@ local lumoe = require 'lumoe'
 local random = require 'lumoe.random'
 local dist, moe, nn = lumoe.dist, lumoe.moe, lumoe.nn
 
-local file, ep, router, deal = arg[1], tonumber(arg[2]), arg[3], arg[4]
+local file, ep, router, deal, exchange = arg[1], tonumber(arg[2]), arg[3], arg[4], arg[5] or 'rows'
 local owner = deal == 'mixed' and {} or nil -- experts spread any which way, too
 local BATCH, TIME, DIM, EXPERTS, STEPS = 10, 7, 8, 6, 3
 local rank, size = dist.rank(), dist.world_size()
@@ -24,7 +24,7 @@ local Model = nn.class 'Model'
 function Model:init()
   for i = 1, 2 do
     self[i] = moe.Layer { dim = DIM, experts = moe.FFN { experts = EXPERTS, hidden = 12, activation = 'swiglu', bias = true },
-      router = routers[router](), capacity = capacity[router], mesh = dist.mesh { ep = ep }, owner = owner,
+      router = routers[router](), capacity = capacity[router], mesh = dist.mesh { ep = ep }, owner = owner, exchange = exchange,
       balance = { moe.balance.load(0.05), moe.balance.z(0.01), moe.balance.importance(0.02) } }
   end
   self.drop = nn.Dropout(0.2)

@@ -10,9 +10,9 @@ local function run(ranks, program, ...)
 end
 
 -- name -> numbers, over all ranks; what several ranks say must be the same, to the last bit of text.
-local function results(ranks, ep, router, deal)
+local function results(ranks, ep, router, deal, exchange)
   local file = os.tmpname()
-  assert.equal('exit 0\n', run(ranks, 'layouts.lua', file, ep, router, deal))
+  assert.equal('exit 0\n', run(ranks, 'layouts.lua', file, ep, router, deal, exchange or 'rows'))
   local all = {}
   for rank = 0, ranks - 1 do
     for line in io.lines(file .. '.' .. rank) do
@@ -60,8 +60,10 @@ describe('one batch under every layout', function()
   for _, case in ipairs {
     { 2, 1, 'noisy', 'even' }, { 2, 2, 'noisy', 'even' }, { 2, 2, 'noisy', 'uneven' }, { 4, 2, 'noisy', 'mixed' },
     { 4, 4, 'noisy', 'uneven' }, { 3, 3, 'noisy', 'mixed' }, { 4, 2, 'switch', 'even' }, { 4, 4, 'top_k', 'mixed' },
+    { 2, 2, 'top_k', 'even', 'once' }, { 4, 4, 'noisy', 'uneven', 'padded' }, { 4, 4, 'top_k', 'mixed', 'two_level' },
   } do
-    it(('gives the same losses, drops, gradients and statistics: %d ranks, ep %d, %s router, %s'):format(unpack(case)), function()
+    local name = 'gives the same losses, drops, gradients and statistics: %d ranks, ep %d, %s router, %s, %s'
+    it(name:format(case[1], case[2], case[3], case[4], case[5] or 'rows'), function()
       local want = baseline(case[3])
       assert.is_true(tonumber(want['dropped 1 1']) > 0)
       assert.is_true(compare(want, results(unpack(case))) > 1000)

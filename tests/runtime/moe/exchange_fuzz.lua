@@ -6,6 +6,7 @@ local plan = require 'lumoe.moe.plan'
 local batches = dofile 'tests/runtime/moe/some_batch.lua'
 local naive_plan = dofile 'tests/runtime/moe/naive_plan.lua'
 local naive = dofile 'tests/runtime/moe/naive_exchange.lua'
+local naive_traffic = dofile 'tests/runtime/moe/naive_traffic.lua'
 local dist = lumoe.dist
 
 local rounds = tonumber(arg[1])
@@ -62,7 +63,7 @@ local function make_plan(b, mine, mesh, owner)
     valid = tensor(n, 1, function(i) return b.valid[mine[i]] and 1 or 0 end, { dtype = 'u8' }),
     scores = tensor(n, b.experts, function(i, e) return b.scores[mine[i]][e] end),
     token_ids = ids, priorities = priorities, capacity_factor = b.factor, seed = b.seed, stream = b.stream,
-    owner = owner and ffi.new('int32_t[?]', b.experts, owner),
+    exchange = plan.exchange(mesh.exchange, 'fuzz'), owner = owner and ffi.new('int32_t[?]', b.experts, owner),
   }
 end
 
@@ -101,6 +102,44 @@ local function compare(what, got, rows, columns, want)
   assert(off <= 1e-5 * most, ('%s is off by %g of %g'):format(what, off, most))
 end
 
+-- The counters are the naive count, exactly.
+local function compare_traffic(routed, b, kept, parts, mesh, owner, dim)
+  local ranks = mesh.expert.ranks
+  local places, me = #ranks / mesh.etp, mesh.expert.rank + 1
+  local o = setmetatable({ etp = mesh.etp, place_of = function(e)
+    return owner and owner[e + 1] or math.floor(e * places / b.experts)
+  end }, { __index = mesh.exchange })
+  if not o.hosts then
+    o.hosts = {}
+    for j, r in ipairs(ranks) do o.hosts[j] = dist.host(r) end
+  end
+  if #ranks == 1 then o.once = false end
+  local want, got = naive_traffic.traffic(b, kept, parts, ranks, o, 4 * dim), routed:traffic()
+  for leg, sent in pairs(want) do
+    for j = 1, #ranks do
+      for i, what in ipairs { 'rows', 'bytes', 'messages' } do
+        local n, w = got[leg][what][j], sent[me][j][i]
+        assert(n == w, ('%s of %s to %d: %d, not %d'):format(what, leg, j, n, w))
+      end
+    end
+  end
+  return got
+end
+
+-- What the transport has counted to this rank's peers since `before`, but for making the plan.
+local function compare_counters(got, before, ranks)
+  for i, sent in ipairs(dist.counters()) do
+    for _, what in ipairs { 'rows', 'bytes', 'messages' } do
+      local n = 0
+      for j, r in ipairs(ranks) do
+        for leg, of in pairs(got) do n = n + (r == i - 1 and leg ~= 'plan' and of[what][j] or 0) end
+      end
+      local w = sent[what] - before[i][what]
+      assert(n == w, ('the transport counted %d %s to %d, the plan %d'):format(w, what, i - 1, n))
+    end
+  end
+end
+
 local function table_of(t) return t ~= nil and t:numel() > 0 and t:totable() or nil end
 
 local function verify(b, parts, mesh, owner, dim, hidden)
@@ -114,6 +153,7 @@ local function verify(b, parts, mesh, owner, dim, hidden)
   local w = tensor(#mine, b.top_k, function(i, s) return naive.weight(mine[i], s) end)
   local g = tensor(#mine, dim, function(i, d) return naive.g(mine[i], d) end)
   for _, t in ipairs { A, B, x, w } do t.requires_grad = true end
+  local before = dist.counters()
 
   local y = routed:combine(routed:linear(routed:linear(routed:dispatch(x), A), B), w)
   ;(y * g):sum():backward()
@@ -122,6 +162,7 @@ local function verify(b, parts, mesh, owner, dim, hidden)
   compare('y', table_of(y), #mine, dim, function(i, d) return ny[mine[i]][d - 1] end)
   compare('dx', table_of(x.grad), #mine, dim, function(i, d) return dx[mine[i]][d - 1] end)
   compare('dweights', table_of(w.grad), #mine, b.top_k, function(i, s) return dw[mine[i]][s - 1] end)
+  compare_counters(compare_traffic(routed, b, kept, parts, mesh, owner, dim), before, mesh.expert.ranks)
   local reach = {} -- the tokens whose ranks share this rank's experts
   for _, r in ipairs(mesh.expert.ranks) do
     for _, t in ipairs(parts[r]) do reach[#reach + 1] = t end
@@ -143,11 +184,14 @@ for round = 1, rounds do
     owner = {}
     for e = 1, b.experts do owner[e] = random(0, expert.size / etp - 1) end
   end
-  local mesh = { data = data, expert = expert, etp = etp }
+  local exchange = { once = random() < 0.5, way = pick { 'direct', 'padded', 'two_level', 'two_level' }, hosts = {} }
+  for r = 1, expert.size do exchange.hosts[r] = random(1, 3) end
+  if random() < 0.3 then exchange.hosts = nil end
+  local mesh = { data = data, expert = expert, etp = etp, exchange = exchange }
   local ok, message = pcall(verify, b, parts, mesh, owner, dim, hidden)
   if not ok then
-    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s; %d ranks, etp %d)'):format(round, message,
-      #b.tokens, b.experts, b.top_k, b.factor, b.select, expert.size, etp))
+    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s; %d ranks, etp %d, once %s, %s)'):format(round, message,
+      #b.tokens, b.experts, b.top_k, b.factor, b.select, expert.size, etp, exchange.once, exchange.way))
   end
 end
 if rank == 0 then print(rounds .. ' rounds') end
