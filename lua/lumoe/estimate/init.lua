@@ -19,7 +19,8 @@ local time = require 'lumoe.estimate.time'
 local traffic = require 'lumoe.estimate.traffic'
 local units_of = require 'lumoe.estimate.model'
 
-local estimate = { hardware = hardware, describe_mesh = layout.describe, from_options = description.from_options }
+local estimate = { hardware = hardware, here = function(...) return require 'lumoe.estimate.here'(...) end,
+  describe_mesh = layout.describe, from_options = description.from_options }
 
 local OPTIONS = { model = true, mesh = true, batch = true, hardware = true, precision = true, recompute = true,
   overlap = true }
@@ -50,7 +51,7 @@ end
 
 --- Options:
 --   model      estimate/description.lua
---   mesh       { ranks =, tp =, ep =, etp =, zero =, offload = }, or what dist.mesh made
+--   mesh       { ranks =, tp =, ep =, etp =, zero =, offload = } as dist.mesh has them, or what it made
 --   batch      { sequences, source, target, micro_batches }, all ranks' together
 --   precision  'f32' or 'bf16' (parameters and activations; gradients and masters are f32)
 --   recompute  activations of each layer are computed again in backward

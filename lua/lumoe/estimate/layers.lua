@@ -36,7 +36,8 @@ end
 -- Dropout of what a part gave, and x + it.
 local function residual(u, tokens)
   local model = u.context.model
-  u.stream = tokens * model.dim * u.context.bytes -- what goes on to the next unit, and its gradient back
+  u.stream = block(tokens * model.dim * u.context.bytes) -- what goes on to the next unit, and its gradient back
+  u.loose = u.loose + (model.dropout > 0 and 2 or 1) * u.stream
   if model.dropout > 0 then u:makes(tokens * model.dim) end
   u:makes(tokens * model.dim)
 end
@@ -122,7 +123,7 @@ local function plan_bytes(tokens, top_k, rows, arrivals, experts)
     + (arrivals > 0 and 2 * block(4 * arrivals) or 0) + 2 * block(8 * experts) + 2 * block(4 * experts) + 3 * block(8)
 end
 
---- Routing is taken to be even: what every expert gets is its share, and a capacity factor from 1 drops nothing.
+--- Routing is taken to be even: every expert gets as many rows, and a capacity factor from 1 drops nothing.
 local function experts(u, tokens)
   local model, mesh = u.context.model, u.context.mesh
   local dim, places = model.dim, mesh.ep * mesh.etp
@@ -133,14 +134,17 @@ local function experts(u, tokens)
   local mine = math.ceil(tokens / mesh.tp) -- tokens that this rank sends off
   local keep = model.capacity > 0 and math.min(1, model.capacity) or 1
   local rows = mine * model.top_k * keep
-  local sent, arrivals = rows * mesh.etp, rows * mesh.etp -- each row to all slices of its expert
+  local share = math.ceil(model.experts / mesh.ep) / model.experts -- of all rows, at the place with most experts
+  local sent, arrivals = rows * mesh.etp, rows * places * share -- each row goes to all slices of its expert
   if places > 1 then
     u:receives(arrivals * dim)
+    u.loose = u.loose + block(arrivals * dim * u.context.bytes)
     u:saves(sent * dim, nil, true) -- what comes back, kept for the weights' gradient
-    local bytes, messages = wires.all_to_all(sent * dim * u.context.bytes, places)
-    for _, pass in ipairs { 'forward', 'forward', 'backward', 'backward' } do
-      u:sends('all-to-all', 'expert', pass, bytes, messages)
-    end
+    local forth, back = (sent - rows * share) * dim * u.context.bytes, arrivals * (1 - 1 / places) * dim * u.context.bytes
+    u:sends('all-to-all', 'expert', 'forward', forth, places - 1) -- dispatch
+    u:sends('all-to-all', 'expert', 'forward', back, places - 1) -- combine
+    u:sends('all-to-all', 'expert', 'backward', forth, places - 1)
+    u:sends('all-to-all', 'expert', 'backward', back, places - 1)
   end
   local plan = plan_bytes(mine, model.top_k, rows, places > 1 and arrivals or 0, model.experts)
   u.exchange, u.exchange_plan = u.exchange + 2 * plan, u.exchange_plan + 2 * plan -- and last_plan, until it has this one
@@ -171,11 +175,13 @@ local function last_part(u, tokens, with_experts)
 end
 
 function layers.encoder(u, sequences, source, with_experts)
+  u.arguments = block(4 * sequences * source * u.context.model.dim)
   attention(u, sequences, source, source)
   last_part(u, sequences * source, with_experts)
 end
 
 function layers.decoder(u, sequences, source, target, with_experts)
+  u.arguments = block(4 * sequences * target * u.context.model.dim) + block(4 * sequences * source * u.context.model.dim)
   attention(u, sequences, target, target)
   attention(u, sequences, target, source, true)
   last_part(u, sequences * target, with_experts)

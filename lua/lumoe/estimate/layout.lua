@@ -20,14 +20,15 @@ local function divides(part, name, all)
   return all / part
 end
 
--- What goes to the second tier: gradients, optimizer state and masters ('optimizer'), or parameters too.
+-- What goes to the second tier: gradients, optimizer state and masters ('optimizer'), or parameters too; and the
+-- bytes of a bucket on its way, where they are not the default.
 local function offload_of(value)
-  if type(value) == 'table' then value = value.parameters and 'parameters' or 'optimizer' end
-  if value == true then value = 'optimizer' end
+  local bucket
+  if type(value) == 'table' then value, bucket = value.to, value.bucket end
   if value and not OFFLOAD[value] then
     status.argument("estimate: mesh.offload must be 'optimizer' or 'parameters', not %s", tostring(value))
   end
-  return value or nil
+  return value or nil, bucket
 end
 
 --- `{ ranks = 1, tp = 1, ep = 1, etp = 1, zero = { dense = 0, expert = 0 }, offload = nil }`, as dist.mesh
@@ -36,10 +37,11 @@ function layout.new(opts)
   opts = opts or {}
   if opts.dp then
     opts = { ranks = opts.dp * (opts.tp or 1), tp = opts.tp, ep = opts.ep, etp = opts.etp, zero = opts.zero,
-      offload = opts.offload }
+      offload = opts.offload and { to = opts.offload, bucket = opts.tier.bucket } }
   end
   tensor.options(opts, OPTIONS, 'estimate: mesh')
-  local self = { ranks = whole(opts.ranks or 1, 'ranks', 1), offload = offload_of(opts.offload), zero = {} }
+  local self = { ranks = whole(opts.ranks or 1, 'ranks', 1), zero = {} }
+  self.offload, self.bucket = offload_of(opts.offload)
   for _, name in ipairs { 'tp', 'ep', 'etp' } do self[name] = whole(opts[name] or 1, name, 1) end
   local zero = tensor.options(opts.zero, ZERO, 'estimate: mesh.zero')
   for name in pairs(ZERO) do

@@ -2,7 +2,7 @@
 -- messages. layers.lua fills it in the order of a forward pass; memory, traffic and time are read off it.
 --
 -- Tensors of a step live as the runtime keeps them: results made in Lua (`makes`) until the step's scope ends,
--- what only the tape holds (`saves`) until its backward.
+-- what only the tape holds (`saves`) until its backward. `loose` is what Lua holds and no backward needs.
 local Unit = {}
 Unit.__index = Unit
 
@@ -21,7 +21,8 @@ end
 ---@param context table  mesh, model, batch, bytes (of an element), rows (sequences of a rank and micro-batch)
 function Unit.new(name, context)
   return setmetatable({ name = name, context = context, parameters = {}, ops = {}, traffic = {},
-    kept = 0, saved = 0, exchange = 0, exchange_now = 0, exchange_plan = 0, widest = 0, stream = 0 }, Unit)
+    kept = 0, saved = 0, exchange = 0, exchange_now = 0, exchange_plan = 0, widest = 0, stream = 0,
+    arguments = 0, loose = 0 }, Unit)
 end
 
 --- A parameter of this whole shape. Options: expert: spread over ep in dim 1; cut: the dim that tp (etp of an

@@ -7,9 +7,6 @@ local SMALL, SEGMENT = 16 * 1024, 4 * 2 ^ 20
 --- Every rank's `bytes` to all others.
 function wires.all_gather(bytes, ranks) return bytes * (ranks - 1), ranks - 1 end
 
---- `bytes` in all, a share to each rank, its own included.
-function wires.all_to_all(bytes, ranks) return bytes * (ranks - 1) / ranks, ranks - 1 end
-
 function wires.reduce_scatter(bytes, ranks) return bytes * (ranks - 1) / ranks, ranks - 1 end
 
 --- A small one is an all-gather; a large one a reduce-scatter and an all-gather, segment by segment.
@@ -17,6 +14,12 @@ function wires.all_reduce(bytes, ranks)
   if ranks == 1 then return 0, 0 end
   if bytes <= SMALL then return wires.all_gather(bytes, ranks) end
   return 2 * bytes * (ranks - 1) / ranks, 2 * (ranks - 1) * math.ceil(bytes / SEGMENT)
+end
+
+--- What it takes of memory meanwhile.
+function wires.all_reduce_scratch(bytes, ranks)
+  if ranks == 1 then return 0 end
+  return bytes <= SMALL and ranks * bytes or math.min(bytes, SEGMENT) + 4 * ranks
 end
 
 return wires

@@ -69,7 +69,7 @@ describe('estimate', function()
     assert.near(12 * n / 4, three.memory.peak.optimizer, 0.05 * n)
     assert.is_true(three.memory.peak.parameters < 0.6 * bf16.memory.peak.parameters)
     local away = plan(big, { ranks = 1, offload = 'parameters' }, { precision = 'bf16' })
-    assert.equal(0, away.memory.peak.optimizer)
+    assert.equal(3 * 2 ^ 21, away.memory.peak.optimizer) -- three windows of a bucket
     assert.near(18 * n, away.memory.tier.total, 0.05 * n)
     assert.is_true(plan(big, nil, { recompute = true }).memory.peak.activations < f32.memory.peak.activations)
   end)
@@ -122,7 +122,7 @@ describe('estimate', function()
     assert.is_true(n > 1 and p.memory.peak.total <= limit)
     assert.equal(2 * n, p.context.model.experts)
     assert.is_true(estimate { model = grown(n + 1), batch = BATCH, precision = 'bf16' }.memory.peak.total > limit)
-    local away = estimate.largest { model = grown, batch = BATCH, limit = limit, precision = 'bf16', mesh = { offload = true } }
+    local away = estimate.largest { model = grown, batch = BATCH, limit = limit, precision = 'bf16', mesh = { offload = 'optimizer' } }
     assert.is_true(away > n)
     assert.equal(0, (estimate.largest { model = grown, batch = BATCH, limit = 1000 }))
   end)
