@@ -13,4 +13,14 @@ for _, part in ipairs(PARTS) do
   for name, f in pairs(part) do dist[name] = f end
 end
 
-return dist
+-- What training does not need loads when first named.
+local lazy = { check_layouts = 'lumoe.dist.check_layouts', layouts = 'lumoe.dist.layouts' }
+
+return setmetatable(dist, {
+  __index = function(self, name)
+    if not lazy[name] then return nil end
+    local value = require(lazy[name])
+    rawset(self, name, value)
+    return value
+  end,
+})

@@ -182,7 +182,7 @@ function Trace:hash(group)
     for i = 1, #path do start = mix(start, path:byte(i)) end
     for token, row in pairs(call.row) do
       local h = mix(start, token)
-      for slot = 0, call.top_k - 1 do h = mix(h, route(call, row, slot)) end
+      for slot = 0, call.top_k - 1 do h = mix(h, route(call, row, slot) + 1) end -- a negative number has no one image in 64 bits
       total[0] = total[0] + h
     end
   end)

@@ -1,0 +1,127 @@
+--- Gradients of a model against those of another layout, each part where it lies.
+--
+-- The reference is held whole: name -> { values, count, squares }. A rank compares the elements it has, by
+-- placement; then all ranks' sums are put together, an element that several ranks hold counting once, with
+-- the worst of them.
+local ffi = require 'ffi'
+local C = require 'lumoe.ffi'
+local placement = require 'lumoe.dist.placement'
+local status = require 'lumoe.status'
+
+local compare = {}
+
+--- Whether a difference is over a bound, or no number.
+function compare.exceeds(difference, bound) return difference > bound or difference ~= difference end
+
+-- f32 elements of a tensor as an array of Lua's; nil counts as zeros.
+local function values(t, count)
+  local array = ffi.new('float[?]', math.max(count, 1))
+  if t ~= nil and count > 0 then
+    local dense = t:float():contiguous()
+    ffi.copy(array, dense:data_ptr(), 4 * count)
+  end
+  return array
+end
+
+--- The gradients of a model that is whole on this rank, and their norm.
+function compare.reference(model)
+  local list, total = {}, 0
+  for _, p in ipairs(model:named_parameters()) do
+    local count, squares = p.tensor:numel(), 0
+    local array = values(p.tensor.grad, count)
+    for i = 0, count - 1 do squares = squares + array[i] * array[i] end
+    list[p.name] = { values = array, count = count, squares = squares }
+    total = total + squares
+  end
+  return list, math.sqrt(total)
+end
+
+-- Calls f(value, number of the element in the whole) for what this rank holds of a gradient.
+local function each_element(p, f)
+  local count = p.tensor:numel()
+  local array = values(p.tensor.grad, count)
+  local unit, blocks = placement.blocks(p.spec)
+  if not unit then
+    for i = 0, count - 1 do f(array[i], i) end
+    return
+  end
+  local ids = ffi.cast('const int64_t *', blocks:data_ptr())
+  for b = 0, blocks:numel() - 1 do
+    local whole = tonumber(ids[b]) * unit
+    for j = 0, unit - 1 do f(array[b * unit + j], whole + j) end
+  end
+end
+
+local FIELDS = 4 -- of a parameter on a rank: squared difference, elements, two numbers that name them
+
+-- This rank's numbers for every parameter.
+local function measure(parameters, reference, out)
+  for i, p in ipairs(parameters) do
+    local want = reference[p.name]
+    if not want then status.argument("check_layouts: the reference has no parameter '%s'", p.name) end
+    local apart, n, sum, squares = 0, 0, 0, 0
+    each_element(p, function(value, at)
+      local d = value - want.values[at]
+      apart, n, sum, squares = apart + d * d, n + 1, sum + at, squares + at * at
+    end)
+    local own = out + (i - 1) * FIELDS
+    own[0], own[1], own[2], own[3] = apart, n, sum, squares
+  end
+end
+
+-- One parameter over all ranks: the squared difference, how many elements are there, whether all
+-- holders of the same ones have the same.
+local function together(all, ranks, stride, at)
+  local seen, apart, elements, alike = {}, 0, 0, true
+  for r = 0, ranks - 1 do
+    local one = all + r * stride + at
+    local key = ('%.0f %.0f %.0f'):format(one[1], one[2], one[3])
+    local before = seen[key]
+    if not before then elements = elements + one[1] end
+    alike = alike and (not before or before == one[0])
+    seen[key] = before and math.max(before, one[0]) or one[0]
+  end
+  for _, squares in pairs(seen) do apart = apart + squares end
+  return apart, elements, alike
+end
+
+---@class lumoe.GradientDifference
+---@field rel number     max over the parameters of ‖Δg‖ / max(‖g of the parameter‖, 1e-3 ‖g‖)
+---@field parameter string?  where it is
+---@field fault string?  elements that nobody holds, or that their holders have not alike
+
+--- Collective over `group`, all ranks of the model's mesh.
+---@return lumoe.GradientDifference
+function compare.gradients(model, reference, norm, group)
+  local parameters = model:named_parameters()
+  local stride = #parameters * FIELDS
+  local own, all = ffi.new('double[?]', math.max(stride, 1)), ffi.new('double[?]', math.max(stride * group.size, 1))
+  measure(parameters, reference, own)
+  status.check(C.lm_all_gather(group.pointer, own, 8 * stride, all))
+  local worst = { rel = 0 }
+  for i, p in ipairs(parameters) do
+    local apart, elements, alike = together(all, group.size, stride, (i - 1) * FIELDS)
+    local want = reference[p.name]
+    local rel = math.sqrt(apart) / math.max(math.sqrt(want.squares), 1e-3 * norm, 1e-30)
+    if compare.exceeds(rel, worst.rel) then worst.rel, worst.parameter = rel, p.name end
+    if elements ~= want.count then
+      worst.fault = ('%s: %d of %d elements are held'):format(p.name, elements, want.count)
+    elseif not alike then
+      worst.fault = worst.fault or ('%s: its holders differ'):format(p.name)
+    end
+  end
+  return worst
+end
+
+--- A number that changes with any bit of the gradients this rank holds.
+function compare.fingerprint(model)
+  local h = 0ULL
+  for _, p in ipairs(model:named_parameters()) do
+    local count = p.tensor:numel()
+    local words = ffi.cast('const uint32_t *', values(p.tensor.grad, count))
+    for i = 0, count - 1 do h = bit.bxor(h, words[i]) * 0x100000001b3ULL end
+  end
+  return bit.tohex(h)
+end
+
+return compare

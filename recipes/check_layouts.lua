@@ -1,0 +1,69 @@
+--- Is it the same model under every layout? One batch on all ways to share it over the ranks, against one process.
+--
+--   ./lumoe -np 4 recipes/check_layouts.lua                       every layout of four ranks
+--   ./lumoe -np 4 recipes/check_layouts.lua --only 'ep 2' --steps 20 --top-k 1 --capacity 0
+--   ./lumoe -np 4 recipes/check_layouts.lua --json layouts.json
+--
+-- Ends with 1 when one is off. Your own model: dist.check_layouts, as below.
+local lumoe = require 'lumoe'
+local cjson = require 'cjson'
+local options = require 'recipes.check_layouts.options'
+local LanguageModel = require 'recipes.check_layouts.model'
+local utils = require 'pl.utils'
+local dist = lumoe.dist
+
+local opts = options.parse(arg)
+local lead, size = dist.rank() == 0, dist.world_size()
+
+io.stdout:setvbuf 'line'
+local function say(format, ...)
+  if lead then io.stdout:write(format:format(...), '\n') end
+end
+
+local function chosen()
+  local list = {}
+  for _, layout in ipairs(dist.layouts.list(size, opts.plain and {} or nil)) do
+    if not opts.only or dist.layouts.name(layout, size):find(opts.only, 1, true) then list[#list + 1] = layout end
+  end
+  return list
+end
+
+-- The first of several ranks gets nothing, the others all.
+local function idle(count, rank, ranks)
+  if ranks == 1 then return 0, count end
+  if rank == 0 then return 0, 0 end
+  return dist.share(count, rank - 1, ranks - 1)
+end
+
+local batches = {}
+
+local report = dist.check_layouts {
+  model = function(mesh, layout)
+    local model = LanguageModel(opts, mesh, layout)
+    if opts.one_expert then model:prefer_first_expert() end
+    return model
+  end,
+  loss = function(model, part, micro, whole) return model:loss(part, micro, whole) end,
+  batch = function(step)
+    batches[step] = batches[step] or lumoe.keep(LanguageModel.batch(opts))
+    return batches[step]
+  end,
+  layouts = chosen(), steps = opts.steps, seed = opts.seed, share = opts.idle_rank and idle or nil, twice = opts.twice,
+  each = function(row, report)
+    if #report.rows + #report.refused == 1 then say('%s', report.head()) end
+    say('%s', report.line(row))
+  end,
+}
+
+if lead and opts.json then
+  local list = setmetatable({}, cjson.array_mt)
+  for i, row in ipairs(report.rows) do list[i] = row end
+  utils.writefile(opts.json, cjson.encode(list))
+end
+
+local wrong = 0
+for _, row in ipairs(report.rows) do wrong = wrong + (row.ok and 0 or 1) end
+say('%d layouts of %d rank%s: %d the same as one process, %d not; %d not examined', #report.rows, size, size == 1 and '' or 's',
+  #report.rows - wrong, wrong, #report.refused)
+dist.barrier()
+os.exit(report.ok and 0 or 1, true)

@@ -1,0 +1,30 @@
+--- One batch is the same batch under every layout (issue 4, "Invariance"): each `it` is one job of several ranks.
+local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
+
+local function run(ranks, script, part)
+  local command = ('mpirun -np %d --oversubscribe --allow-run-as-root %s tests/lua/dist/%s %s'):format(ranks, lumoe, script, part or '')
+  local pipe = assert(io.popen(('OMP_NUM_THREADS=1 %s 2>&1; echo "exit $?"'):format(command)))
+  local output = pipe:read '*a'
+  pipe:close()
+  return output
+end
+
+-- ranks, part, layouts that are the same.
+local CASES = {
+  { 1, 'meshes', 1 }, { 2, 'everything', 8 }, { 3, 'everything', 8 }, { 4, 'everything', 12 }, { 6, 'meshes', 4 }, { 8, 'meshes', 4 },
+  { 4, 'dropless_top_1', 3 }, { 4, 'top_8', 3 }, { 4, 'by_probability', 3 }, { 4, 'idle_rank', 3 }, { 3, 'one_expert', 2 },
+  { 4, 'one_expert_dropless', 3 }, { 4, 'accumulation', 9 }, { 4, 'twenty_steps', 3 }, { 4, 'twice', 3 },
+}
+
+describe('one batch under every layout', function()
+  for _, case in ipairs(CASES) do
+    local ranks, part, same = unpack(case)
+    it(('has the loss, the norm and the gradients of one process: %s, %d ranks'):format(part, ranks), function()
+      assert.matches(('^same: %d, not: 0, not examined: %%d+\n.*exit 0\n$'):format(same), run(ranks, 'invariance.lua', part))
+    end)
+  end
+
+  it('is checked by something that finds mistakes', function()
+    assert.equal('all well\nexit 0\n', run(2, 'check_faults.lua'))
+  end)
+end)

@@ -1,0 +1,38 @@
+--- recipes/check_layouts.lua as a user runs it.
+local cjson = require 'cjson'
+local run = require 'tests.recipes.run'
+local utils = require 'pl.utils'
+
+local TINY = '--dim 16 --hidden 24 --batch 6 --time 7 --vocab 20 --experts 5 '
+
+describe('recipes/check_layouts.lua', function()
+  it('prints a table, writes the figures as JSON, and ends with 0 when all are the same', function()
+    local file = os.tmpname()
+    local code, output, errors = run.shell(run.command('recipes/check_layouts.lua',
+      TINY .. '--only "ep 2 etp 1" --steps 2 --json ' .. file, { ranks = 2 }))
+    assert.equal('', errors)
+    assert.equal(0, code)
+    assert.matches('^layout +loss +norm +gradient', output)
+    assert.matches('dp 2 tp 1, edp 1 ep 2 etp 1, recompute +%d', output)
+    local list = cjson.decode(utils.readfile(file))
+    os.remove(file)
+    assert.is_true(#list >= 3)
+    for _, row in ipairs(list) do
+      assert.matches('ep 2', row.layout)
+      for _, name in ipairs { 'loss_rel', 'norm_rel', 'grad_rel' } do assert.is_true(row[name] <= 1e-6, name) end
+      assert.is_true(row.bytes > 1000 and row.peak > 10000)
+    end
+  end)
+
+  it('ends with 1 when nothing was examined', function()
+    local code, output = run.shell(run.command('recipes/check_layouts.lua', TINY .. '--only nonsense'))
+    assert.equal(1, code)
+    assert.matches('^0 layouts of 1 rank', output)
+  end)
+
+  it('says what is wrong with its options', function()
+    local code, _, errors = run.shell(run.command('recipes/check_layouts.lua', '--experts 2 --top-k 3'))
+    assert.is_true(code > 0)
+    assert.matches('%-%-top%-k 3: there are 2 experts', errors)
+  end)
+end)
