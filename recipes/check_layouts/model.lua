@@ -21,16 +21,15 @@ end
 
 --- opts: those of recipes/check_layouts.lua; layout: lumoe.Layout.
 function LanguageModel:init(opts, mesh, layout)
-  local shared = mesh.tp > 1 and mesh or nil
   self.opts = opts
-  self.embedding = nn.Embedding { opts.vocab, opts.dim, std = opts.dim ^ -0.5 }
+  self.embedding = nn.Embedding { opts.vocab, opts.dim, std = opts.dim ^ -0.5, mesh = mesh, split = 'vocabulary' }
   self.layers = {}
   for i = 1, opts.layers do
-    self.layers[i] = nn.TransformerEncoderLayer { dim = opts.dim, heads = opts.heads, hidden = opts.hidden, mesh = shared,
+    self.layers[i] = nn.TransformerEncoderLayer { dim = opts.dim, heads = opts.heads, hidden = opts.hidden, mesh = mesh,
       activation = 'gelu', dropout = opts.dropout, rope = true, recompute = layout.recompute or opts.recompute,
-      feed_forward = (opts.layers - i) % 2 == 0 and experts(opts, mesh) or nil }
+      feed_forward = opts.experts > 1 and (opts.layers - i) % 2 == 0 and experts(opts, mesh) or nil }
   end
-  self.norm = nn.LayerNorm { opts.dim }
+  self.norm = nn.LayerNorm { opts.dim, mesh = mesh }
 end
 
 --- Every token to expert 0, by a bias that no score outweighs.
@@ -52,7 +51,7 @@ function LanguageModel:loss(part, micro, whole)
     if loss then aux = aux and aux + loss or loss end
   end
   local total = targets(whole)
-  local nll = self.norm(x):linear_cross_entropy(self.embedding.weight, part.targets, { ignore_index = -1 })
+  local nll = self.norm(x):linear_cross_entropy(self.embedding.weight, part.targets, { ignore_index = -1, cut = self.embedding.cut })
   local loss = nll / total
   return aux and loss + aux * (targets(micro) / total) or loss
 end

@@ -25,7 +25,7 @@ function options.parse(arguments)
   option('--hidden', 48, 1, 1e6, 'Width of a feed-forward part, and of an expert')
   option('--layers', 3, 1, 1000, 'Layers; every second one has experts, the last one too')
   option('--vocab', 64, 2, 1e6, 'Tokens there are')
-  option('--experts', 8, 1, 1e5, 'Experts; any number fits any layout')
+  option('--experts', 8, 1, 1e5, 'Experts, of any number; 1: a dense model')
   option('--top-k', 2, 1, 1e4, 'Experts that see a token')
   option('--capacity', 1, 0, 1e6, 'Capacity factor; 0: dropless', true)
   p:option('--select', 'Who stays when an expert is full: random (RTS), position, probability (random)', 'random')
@@ -45,7 +45,7 @@ function options.parse(arguments)
   p:option('--json', 'Write the results there: a list of { layout, loss_rel, norm_rel, grad_rel, bytes, peak }'):argname 'FILE'
 
   local opts = p:parse(arguments)
-  if opts.top_k > opts.experts then p:error(('--top-k %d: there are %d experts'):format(opts.top_k, opts.experts)) end
+  if opts.experts > 1 and opts.top_k > opts.experts then p:error(('--top-k %d: there are %d experts'):format(opts.top_k, opts.experts)) end
   if opts.dim % (2 * opts.heads) ~= 0 then
     p:error(('--dim %d does not divide into --heads %d of an even width'):format(opts.dim, opts.heads))
   end

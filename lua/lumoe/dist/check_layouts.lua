@@ -14,6 +14,7 @@
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local compare = require 'lumoe.dist.compare'
+local counters = require 'lumoe.dist.counters'
 local gradients = require 'lumoe.dist.gradients'
 local groups = require 'lumoe.dist.group'
 local layouts = require 'lumoe.dist.layouts'
@@ -52,11 +53,18 @@ end
 
 -- ---- one layout ----------------------------------------------------------------------------
 
+-- Bytes that this rank has sent so far.
+local function sent()
+  local bytes = 0
+  for _, to in ipairs(counters.counters()) do bytes = bytes + to.bytes end
+  return bytes
+end
+
 -- A model of this layout and its optimizer; memory and bytes count from here on.
 local function start(check, on, layout)
   C.lm_memory_reset_peak()
   local self = { check = check, mesh = on, micro_batches = layout.micro_batches or 1, losses = {}, norms = {}, traces = {},
-    before = C.lm_memory_live(-1), sent = C.lm_dist_bytes_sent() }
+    before = C.lm_memory_live(-1), sent = sent() }
   random.manual_seed(check.seed)
   self.model = check.model(on, layout)
   self.model:initialize()
@@ -102,7 +110,7 @@ local function run(self, replayed, measure)
   for number = 1, steps do
     step(self, number, replayed and replayed[number])
     if number == 1 then
-      self.bytes, self.peak = C.lm_dist_bytes_sent() - self.sent, C.lm_memory_peak(-1) - self.before
+      self.bytes, self.peak = sent() - self.sent, C.lm_memory_peak(-1) - self.before
       measure(self)
     end
     if number < steps then self.optimizer:step {} end

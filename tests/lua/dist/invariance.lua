@@ -26,6 +26,7 @@ end
 local PARTS = {
   everything = { extras = 'all', steps = 3 },
   meshes = { steps = 2 },
+  dense = { opts = { experts = 1, vocab = 23 }, dense = true, steps = 2, share = idle },
   dropless_top_1 = { opts = { capacity = 0, top_k = 1, noise = 0 } },
   top_8 = { opts = { experts = 13, top_k = 8 } },
   by_probability = { opts = { select = 'probability', experts = 7 } },
@@ -41,6 +42,11 @@ local part = assert(PARTS[arg[1]])
 local opts = with(part.opts or {})
 local batches = {}
 
+local layouts = {}
+for _, layout in ipairs(dist.layouts.list(size, part.extras ~= 'all' and (part.extras or {}) or nil)) do
+  if not part.dense or layout.ep * layout.etp == 1 then layouts[#layouts + 1] = layout end
+end
+
 local report = dist.check_layouts {
   model = function(mesh, layout)
     local model = LanguageModel(opts, mesh, layout)
@@ -52,8 +58,7 @@ local report = dist.check_layouts {
     batches[step] = batches[step] or lumoe.keep(LanguageModel.batch(opts))
     return batches[step]
   end,
-  layouts = dist.layouts.list(size, part.extras ~= 'all' and (part.extras or {}) or nil),
-  steps = part.steps, share = part.share, twice = part.twice,
+  layouts = layouts, steps = part.steps, share = part.share, twice = part.twice,
 }
 
 -- What a part is about must have happened.

@@ -14,6 +14,7 @@ local CASES = {
   { 1, 'meshes', 1 }, { 2, 'everything', 8 }, { 3, 'everything', 8 }, { 4, 'everything', 12 }, { 6, 'meshes', 4 }, { 8, 'meshes', 4 },
   { 4, 'dropless_top_1', 3 }, { 4, 'top_8', 3 }, { 4, 'by_probability', 3 }, { 4, 'idle_rank', 3 }, { 3, 'one_expert', 2 },
   { 4, 'one_expert_dropless', 3 }, { 4, 'accumulation', 9 }, { 4, 'twenty_steps', 3 }, { 4, 'twice', 3 },
+  { 2, 'dense', 2 }, { 4, 'dense', 3 },
 }
 
 describe('one batch under every layout', function()
