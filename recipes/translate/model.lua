@@ -31,7 +31,7 @@ function Translator:init(opts)
     local list = {}
     for i = 1, n do
       list[i] = class { dim = opts.dim, heads = opts.heads, hidden = opts.hidden, dropout = opts.dropout, rope = true,
-        feed_forward = has_experts(opts, i, n) and experts(opts, self.mesh) or nil }
+        recompute = opts.recompute, feed_forward = has_experts(opts, i, n) and experts(opts, self.mesh) or nil }
     end
     return list
   end

@@ -80,6 +80,7 @@ function options.parse(arguments)
     option('--seed', 1, count(0), 'Seed of everything random'):argname 'N',
     p:option('--precision', 'f32, bf16, or auto: bf16 where the CPU has it (auto)', 'auto')
       :choices { 'auto', 'f32', 'bf16' },
+    p:flag('--recompute', 'Activation checkpointing: layers are computed again in backward, for less memory'),
     option('--ep', 1, count(1), 'Ranks over which the experts are spread'):argname 'N')
   group('Output',
     p:option('--out', 'Folder of checkpoints, logs and results (runs/translate)', 'runs/translate'):argname 'DIR',

@@ -59,6 +59,10 @@ describe('training in recipes/translate.lua', function()
     run.same(want, run.trained(root, 'micro-2', options, { ranks = 2 }), 1e-4)
   end)
 
+  it('is the same run when layers are computed again', function()
+    run.same(baseline, run.trained(root, 'again', { recompute = true, steps = 50 }), 0)
+  end)
+
   it('is the same run without the compiler of LuaJIT', function()
     local records = run.trained(root, 'interpreted', { steps = 10 }, { flags = '-joff' })
     run.same({ unpack(baseline, 1, 10) }, records, 1e-6)
