@@ -1,6 +1,7 @@
 --- Experts that are feed-forward networks: down(activation(up(x))), each with its own weights.
 -- The experts of a rank are one tensor, [local experts, out, in], and one grouped matrix product.
 -- 'swiglu' has two up-projections, gate and up, one above the other.
+local dist = require 'lumoe.dist'
 local module = require 'lumoe.nn.module'
 local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
@@ -27,20 +28,39 @@ function FFN:init(opts)
   self.count, self.hidden, self.has_bias = opts.experts, opts.hidden, opts.bias == true
 end
 
+-- The slice of the hidden size that this rank has of each of its experts: first, count.
+local function slice_of(self, mesh)
+  if self.hidden < mesh.etp then
+    status.argument('moe.FFN: hidden %d does not spread over etp = %d ranks', self.hidden, mesh.etp)
+  end
+  return dist.share(self.hidden, mesh.expert.rank % mesh.etp, mesh.etp)
+end
+
 --- Called by the layer: makes this rank's share of the parameters. local_ids: ids of its experts.
+-- With etp, a rank holds a slice of the hidden size: rows of up, columns of down. What it gives is then
+-- a part of a sum, to which the first slice alone adds the bias; it alone holds it.
 function FFN:attach(dim, mesh, local_ids)
   self.dim = dim
-  local count, inner = self.count, self.activation == 'swiglu' and 2 * self.hidden or self.hidden
-  local at = { [0] = placement.runs(local_ids) }
-  local function parameter(name, shape, inputs)
+  local count, hidden, wide = self.count, self.hidden, self.activation == 'swiglu' and 2 or 1
+  local rows, columns, output -- ranges of the hidden size (gate and up), and of the output
+  self.adds_bias = mesh.expert.rank % mesh.etp == 0
+  if mesh.etp > 1 then
+    local first, length = slice_of(self, mesh)
+    rows, columns = { { first, length } }, { { first, length } }
+    if wide == 2 then rows[2] = { hidden + first, length } end
+    output = self.adds_bias and { { 0, dim } } or {}
+  end
+  local experts = placement.runs(local_ids)
+  local function parameter(name, shape, inputs, at)
+    at[0] = experts
     module.parameter(self, name, shape,
       { init = 'uniform', bound = 1 / math.sqrt(inputs), group = 'expert', mesh = mesh, at = at })
   end
-  parameter('up', { count, inner, dim }, dim)
-  parameter('down', { count, dim, self.hidden }, self.hidden)
+  parameter('up', { count, wide * hidden, dim }, dim, { [1] = rows })
+  parameter('down', { count, dim, hidden }, hidden, { [2] = columns })
   if self.has_bias then
-    parameter('up_bias', { count, inner }, dim)
-    parameter('down_bias', { count, dim }, self.hidden)
+    parameter('up_bias', { count, wide * hidden }, dim, { [1] = rows })
+    parameter('down_bias', { count, dim }, hidden, { [1] = output })
   end
 end
 
@@ -49,7 +69,7 @@ end
 ---@return lumoe.Tensor   [arrivals, dim]
 function FFN:forward(x, plan)
   local h = plan:linear(x, self.up, self.up_bias)
-  return plan:linear(h[ACTIVATIONS[self.activation]](h), self.down, self.down_bias)
+  return plan:linear(h[ACTIVATIONS[self.activation]](h), self.down, self.adds_bias and self.down_bias or nil)
 end
 
 return FFN

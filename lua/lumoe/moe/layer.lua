@@ -2,6 +2,9 @@
 --
 -- The router says which experts; the plan (C, over all ranks) says who is dropped and where each row
 -- goes; weights are gathered from the router's scores, so gradients reach it through them alone.
+--
+-- Where a tensor group holds the same tokens (tp > 1), router and balancers see them all on each of its
+-- ranks, alike to the last bit; from the plan to combine each rank has its share of them.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
@@ -86,7 +89,8 @@ end
 --              'position', 'probability', or function(choice, tags) -> [tokens, top_k] priorities
 --   balance    a list of balancers (moe/balance); their losses, in training, are the layer's second result
 --   normalize  weights sum to 1 over the 'chosen' or the 'kept' routes, or false: scores as they are
---   mesh       dist.mesh { ep = }; by default every rank holds all experts
+--   mesh       dist.mesh { tp =, ep =, etp = }; by default every rank holds all experts, whole. x is the
+--              same on all ranks of its tensor group
 --   recompute  true: what the experts compute is forgotten after forward, and computed again in backward
 --   owner      place (rank of the expert group, from 0; with etp, every etp of them) of each expert;
 --              by default even blocks
@@ -106,9 +110,6 @@ function Layer:init(opts)
 
   local count = opts.experts.count
   self._mesh, self.recompute = opts.mesh or dist.mesh {}, opts.recompute == true
-  if self._mesh.tp > 1 or self._mesh.etp > 1 then
-    status.argument('moe.Layer: tp = %d and etp = %d of its mesh are not there yet', self._mesh.tp, self._mesh.etp)
-  end
   self._owner = owners(opts.owner, count, self._mesh.ep)
   local here = {}
   local place = math.floor(self._mesh.expert.rank / self._mesh.etp)
@@ -129,34 +130,38 @@ local function rule(self)
   return capacity.eval_factor, capacity.select == 'random' and 'probability' or capacity.select
 end
 
--- Priorities of a function of Lua, as the plan takes them.
-local function priorities(f, choice, tags)
+-- Priorities of a function of Lua, for this rank's share of the tokens, as the plan takes them.
+local function priorities(f, choice, tags, group)
   local p = autograd.no_grad(f, choice, tags)
   local rows, top_k = choice.expert_ids:size(0), choice.expert_ids:size(1)
   if not tensor.is_tensor(p) or p:dim() ~= 2 or p:size(0) ~= rows or p:size(1) ~= top_k then
     status.argument('moe.Layer: capacity.select returned %s, not [%d, %d] priorities',
       tensor.is_tensor(p) and tensor.describe(p) or type(p), rows, top_k)
   end
-  local values = ffi.new('double[?]', math.max(rows * top_k, 1))
-  status.check(C.lm_tensor_read(require('lumoe.handle').pointer(p), values, rows * top_k))
+  p = dist.slice_rows(p, group)
+  local values = ffi.new('double[?]', math.max(p:numel(), 1))
+  status.check(C.lm_tensor_read(require('lumoe.handle').pointer(p), values, p:numel()))
   return values
 end
 
--- The router's choice and what the plan needs of it. Where other ranks wait, a failure is passed on
--- to the plan, which makes it an error on all of them.
-local function prepare(self, x, tags, valid)
+-- The router's choice for all tokens of the tensor group, and what the plan needs for this rank's share of
+-- them, whose tags are `own`. Where other ranks wait, a failure is passed on to the plan, which makes it
+-- an error on all of them.
+local function prepare(self, x, tags, own, own_valid)
   local choice, wrong = self.router:choose(x, tags)
   if not choice then error(wrong, 0) end
+  local group = self._mesh.tensor
+  local ids, scores = dist.slice_rows(choice.expert_ids, group), dist.slice_rows(choice.scores:detach():float(), group)
   local factor, select = rule(self)
-  local replayed, kept = trace.routes(self.router:path(), choice, tags.tokens, valid)
-  if replayed then choice.expert_ids = replayed end
-  local spec = { expert_ids = choice.expert_ids:contiguous(), top_k = choice.expert_ids:size(1),
-    scores = choice.scores:detach():float():contiguous(), capacity_factor = factor }
+  local replayed, kept = trace.routes(self.router:path(), { expert_ids = ids, scores = scores }, own.tokens, own_valid)
+  ids = replayed or ids
+  local spec = { expert_ids = ids:contiguous(), top_k = ids:size(1), scores = scores:contiguous(),
+    capacity_factor = factor, replayed = replayed ~= nil }
   if replayed then
     spec.select, spec.priorities = 'priority', kept
   elseif type(select) == 'function' then
     spec.select = 'priority'
-    if factor then spec.priorities = priorities(select, choice, tags) else spec.select = 'position' end
+    if factor then spec.priorities = priorities(select, choice, tags, group) else spec.select = 'position' end
   else
     spec.select = select
   end
@@ -167,27 +172,28 @@ local function prepare(self, x, tags, valid)
   return choice, spec
 end
 
-local function make_plan(self, x, tags, valid)
+local function make_plan(self, x, tags, own, own_valid)
   local mesh, ok = self._mesh, true
   local choice, spec
-  if mesh.data.size == 1 then choice, spec = prepare(self, x, tags, valid)
-  else ok, choice, spec = pcall(prepare, self, x, tags, valid) end
+  if mesh.tokens.size == 1 then choice, spec = prepare(self, x, tags, own, own_valid)
+  else ok, choice, spec = pcall(prepare, self, x, tags, own, own_valid) end
   if not ok then spec = { error = tostring(choice), top_k = 0 } end
-  spec.router, spec.tokens, spec.experts = self.router:path(), x:size(0), self.experts.count
-  spec.token_ids, spec.valid, spec.owner, spec.mesh = tags.tokens, valid, self._owner, mesh
+  spec.router, spec.tokens, spec.experts = self.router:path(), own.tokens:size(0), self.experts.count
+  spec.token_ids, spec.valid, spec.owner, spec.mesh = own.tokens, own_valid, self._owner, mesh
   spec.exchange = self.exchange
   local made = plan.new(spec)
-  trace.add(spec.router, made, tags.tokens)
+  if spec.replayed then choice.expert_ids = dist.gather_rows(spec.expert_ids, mesh.tensor, x:size(0)) end
+  trace.add(spec.router, made, own.tokens)
   return made, choice
 end
 
 -- The plan and the choice. Where the layer is computed again, the plan is the one of the first time:
 -- the router gives its scores anew, and takes the ids as they were.
-local function route(self, x, tags, valid)
+local function route(self, x, tags, own, own_valid)
   local choice
   local decided = recompute.once(self:path(), function()
     local made
-    made, choice = make_plan(self, x, tags, valid)
+    made, choice = make_plan(self, x, tags, own, own_valid)
     return { plan = made, expert_ids = choice.expert_ids }
   end)
   if not choice then
@@ -228,16 +234,18 @@ function Layer:forward(x, tags)
     status.argument('moe.Layer: x is %s, but dim is %d', tensor.describe(x), self.dim)
   end
   local lead = { unpack(shape, 1, #shape - 1) }
+  local group = self._mesh.tensor
   local flat, valid = tags_of.flatten(tags, lead, self._mesh)
+  local own, own_valid = tags_of.slice(flat, valid, group)
   local rows = x:reshape(-1, self.dim)
-  local routed, choice = route(self, rows, flat, valid)
+  local routed, choice = route(self, rows, flat, own, own_valid)
 
-  local weights = routed:weights(choice.scores, self.normalize)
-  local arrivals = routed:dispatch(rows)
+  local weights = routed:weights(dist.slice_rows(choice.scores, group), self.normalize)
+  local arrivals = routed:dispatch(dist.slice_rows(rows, group))
   local results = self.recompute and recompute(self.experts, arrivals, routed) or self.experts(arrivals, routed)
-  local y = routed:combine(results, weights)
+  local y = dist.gather_rows(routed:combine(results, weights), group, rows:size(0))
   if not recompute.repeating() then
-    self._counts:add(routed, flat)
+    self._counts:add(routed, own)
     self.last_plan = routed
   end
   return y:reshape(shape), auxiliary(self, choice, routed, valid)

@@ -66,7 +66,7 @@ end
 
 -- ---- making one ----------------------------------------------------------------------------
 
---- Collective over mesh.data. Takes what it is given as it is: layer.lua prepares it.
+--- Collective over mesh.tokens. Takes what it is given as it is: layer.lua prepares it.
 ---@param o table  router, expert_ids, top_k, tokens, experts, token_ids, valid?, scores?, priorities? (double*),
 --- select?, capacity_factor?, owner? (int32_t*, places), seed, stream, mesh, exchange?, error?
 ---@return lumoe.Plan
@@ -91,7 +91,7 @@ function plan.new(o)
   end
   spec.once, spec.way, spec.hosts = exchange.once and 1 or 0, WAY[exchange.way], hosts
   spec.seed, spec.stream = o.seed or 0, o.stream or 0
-  check(C.lm_plan_new(spec, o.mesh.data.pointer, o.mesh.expert.pointer, plan_out))
+  check(C.lm_plan_new(spec, o.mesh.tokens.pointer, o.mesh.expert.pointer, plan_out))
   local p = ffi.gc(plan_out[0], C.lm_plan_release)
   local capacity = C.lm_plan_capacity(p)
   return setmetatable({ pointer = p, tokens = o.tokens, top_k = o.top_k, experts = o.experts,

@@ -102,7 +102,7 @@ function Counts:add(plan, tags)
 end
 
 --- Everything since the last reset, over all ranks: a Usage, with calls, tokens and, by tag,
--- by[name][value] = Usage. Values nobody had are left out. Collective over mesh.data.
+-- by[name][value] = Usage. Values nobody had are left out. Collective over mesh.tokens.
 function Counts:read(mesh)
   local use = stats.usage(self.routed, self.dropped, self.experts)
   use.calls, use.tokens, use.by = self.calls, self.tokens, {}
@@ -110,7 +110,7 @@ function Counts:read(mesh)
   for name in pairs(self.by) do names[#names + 1] = name end
   table.sort(names)
   for _, name in ipairs(names) do
-    use.by[name] = self:read_tag(name, mesh.data) -- nil where some rank has seen too many values
+    use.by[name] = self:read_tag(name, mesh.tokens) -- nil where some rank has seen too many values
   end
   return use
 end

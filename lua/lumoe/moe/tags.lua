@@ -1,5 +1,6 @@
 --- What a layer's tokens carry: tags, flattened with x so that each is [tokens, ...].
 local C = require 'lumoe.ffi'
+local dist = require 'lumoe.dist'
 local ffi = require 'ffi'
 local recompute = require 'lumoe.nn.recompute'
 local status = require 'lumoe.status'
@@ -54,6 +55,14 @@ function tags.flatten(given, lead, mesh)
   if valid ~= nil then valid = valid:to('u8'):contiguous() end
   flat.valid = valid ~= nil and valid or tensor.ones(count, { dtype = 'u8' })
   return flat, valid
+end
+
+--- The same of this rank's share of the tokens that a tensor group holds.
+function tags.slice(flat, valid, group)
+  if group.size == 1 then return flat, valid end
+  local own = {}
+  for name, tag in pairs(flat) do own[name] = tensor.is_tensor(tag) and dist.slice_rows(tag, group) or tag end
+  return own, valid and own.valid or nil
 end
 
 return tags

@@ -1,14 +1,17 @@
 -- Run by layouts_spec.lua on 1, 2 and 4 ranks: a few training steps of a small model with all that is
 -- random switched on. Every rank takes its share of the same global batch. Each rank writes what it
 -- knows to FILE.rank: losses, norms, statistics, and every gradient, an expert's under its own id.
+package.path = './?.lua;' .. package.path
 local lumoe = require 'lumoe'
 local random = require 'lumoe.random'
+local whole_of = require 'tests.lua.dist.whole'
 local dist, moe, nn = lumoe.dist, lumoe.moe, lumoe.nn
 
-local file, ep, router, deal, exchange = arg[1], tonumber(arg[2]), arg[3], arg[4], arg[5] or 'rows'
+local file, ep, router, deal, exchange = arg[1], tonumber(arg[2]), arg[3], arg[4], arg[5]
+local mesh = dist.mesh { ep = ep, tp = tonumber(arg[6]), etp = tonumber(arg[7]) }
 local owner = deal == 'mixed' and {} or nil -- experts spread any which way, too
 local BATCH, TIME, DIM, EXPERTS, STEPS = 10, 7, 8, 6, 3
-local rank, size = dist.rank(), dist.world_size()
+local rank, size = mesh.data.rank, mesh.data.size
 for e = 1, owner and EXPERTS or 0 do owner[e] = (e * e) % ep end
 
 local routers = {
@@ -24,7 +27,7 @@ local Model = nn.class 'Model'
 function Model:init()
   for i = 1, 2 do
     self[i] = moe.Layer { dim = DIM, experts = moe.FFN { experts = EXPERTS, hidden = 12, activation = 'swiglu', bias = true },
-      router = routers[router](), capacity = capacity[router], mesh = dist.mesh { ep = ep }, owner = owner, exchange = exchange,
+      router = routers[router](), capacity = capacity[router], mesh = mesh, owner = owner, exchange = exchange,
       balance = { moe.balance.load(0.05), moe.balance.z(0.01), moe.balance.importance(0.02) } }
   end
   self.drop = nn.Dropout(0.2)
@@ -74,7 +77,7 @@ local function take(t, rows)
   return lumoe.cat(parts, 0)
 end
 
-local out = assert(io.open(file .. '.' .. rank, 'w'))
+local out = assert(io.open(file .. '.' .. dist.rank(), 'w'))
 local function write(name, value)
   if lumoe.is_tensor(value) then value = value:flatten():totable() end
   if type(value) == 'table' then
@@ -98,7 +101,7 @@ for step = 1, STEPS do
   local loss = (per_token * own.valid:float()):sum() / total + aux
   loss:backward()
   dist.reduce_gradients(model)
-  write('loss ' .. step, dist.reduce_number(loss:item()))
+  write('loss ' .. step, dist.reduce_number(loss:item(), 'sum', mesh.data))
   write('norm ' .. step, dist.grad_norm(model))
   for i = 1, 2 do
     write(('capacity %d %d'):format(step, i), model[i].last_plan.capacity or -1)
@@ -106,7 +109,10 @@ for step = 1, STEPS do
     write(('kept %d %d'):format(step, i), model[i].last_plan:kept())
   end
   for _, p in ipairs(model:named_parameters()) do
-    if p.spec.group == 'expert' then
+    if p.spec.group == 'expert' and mesh.etp > 1 then -- slices, put together
+      local grad = whole_of(p.tensor.grad, p)
+      for id = 0, EXPERTS - 1 do write(('grad %d %s %d'):format(step, p.name, id), grad[id]) end
+    elseif p.spec.group == 'expert' then
       for i, id in ipairs(model[1].last_plan:local_experts()) do
         write(('grad %d %s %d'):format(step, p.name, id), p.tensor.grad[i - 1])
       end
