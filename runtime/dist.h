@@ -115,6 +115,8 @@ LM_API int lm_dist_counters(lm_traffic *out); /* [world size] */
 LM_API void lm_dist_counters_reset(void);
 /* Whoever sends rows with an all_to_all says how many went to each rank of g. */
 LM_API int lm_dist_count_rows(LM_MAYBE lm_group *g, const int64_t *rows);
+/* Seconds that this process has spent in collectives that were not done yet. */
+LM_API double lm_dist_waited(void);
 
 enum { LM_F64 = 16 }; /* no tensor has it; only all_reduce and reduce_scatter do */
 

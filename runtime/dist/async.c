@@ -113,8 +113,12 @@ static void look_for_deserters(lm_async *a, double *deadline) {
     fail(a, LM_ECOMM, why);
 }
 
+static double waited;
+
+double lm_dist_waited(void) { return waited; }
+
 static void until_done(lm_async *a) {
-    double deadline = 0;
+    double deadline = 0, begun = a->done ? 0 : seconds();
     for (int64_t turn = 0; !a->done; turn++) {
         lm_dist_progress();
         if (a->done) break;
@@ -125,6 +129,7 @@ static void until_done(lm_async *a) {
         pause_for(turn);
         if (turn >= YIELDS && turn % 100 == 0) look_for_deserters(a, &deadline);
     }
+    if (begun > 0) waited += seconds() - begun;
 }
 
 int lm_async_wait(lm_async *a) {

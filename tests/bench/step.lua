@@ -1,12 +1,13 @@
---- Training steps of the recipe's model, timed when asked (the protocol is in spine.lua):
+--- Training steps of the recipe's model, timed when asked (the protocol is in turns.lua):
 --   lumoe tests/bench/step.lua JOB       JOB: a file of JSON
--- One step is what recipes/translate/training.lua does in one, without the data's part.
+-- One step is what recipes/translate/training.lua does in one, without the data's part. Under mpirun each rank
+-- takes its share of every batch, and rank 0 speaks.
 local ffi = require 'ffi'
 local json = require 'cjson'
 local lumoe = require 'lumoe'
 local corpus = require 'recipes.translate.corpus'
 local Translator = require 'recipes.translate.model'
-local optim = lumoe.optim
+local dist, optim = lumoe.dist, lumoe.optim
 local random = require 'lumoe.random'
 local clock = require('lumoe.log.terminal').clock
 
@@ -15,24 +16,30 @@ lumoe.threads(job.threads)
 lumoe.manual_seed(1)
 math.randomseed(1)
 
--- What data.batches:get gives, with ids at random.
+-- What data.batches:get gives, with ids at random: this rank's rows of it.
 local function raw(b)
+  local first, rows = dist.share(b.rows)
+  local whole = {} -- what the parts point into
+  local function part(array, width)
+    whole[#whole + 1] = array
+    return array + first * width
+  end
   local function ints(list, ctype)
     local array = ffi.new((ctype or 'int32_t') .. '[?]', #list)
     for i, n in ipairs(list) do array[i - 1] = n end
-    return array
+    return part(array, 1)
   end
   local function ids(lens, width)
     local array = ffi.new('int32_t[?]', b.rows * width)
     for r = 0, b.rows - 1 do
       for t = 0, width - 1 do array[r * width + t] = t < lens[r + 1] and math.random(4, job.vocab - 1) or job.pad end
     end
-    return array
+    return part(array, width)
   end
   local zeros, numbers = {}, {}
   for r = 1, b.rows do zeros[r], numbers[r] = 0, r - 1 end
   return {
-    rows = b.rows, src_len = b.src_len, tgt_len = b.tgt_len,
+    whole = whole, rows = rows, src_len = b.src_len, tgt_len = b.tgt_len,
     src = ids(b.src_lens, b.src_len), tgt_in = ids(b.tgt_lens, b.tgt_len), tgt_out = ids(b.tgt_lens, b.tgt_len),
     src_lens = ints(b.src_lens), tgt_lens = ints(b.tgt_lens), sequence = ints(numbers, 'int64_t'),
     src_language = ints(zeros), tgt_language = ints(zeros), tag = ints(zeros),
@@ -63,7 +70,8 @@ local function step()
     loss:backward()
     value = nll:item() / b.targets
   end)
-  optimizer:step { lr = 1e-4, grad_scale = optim.clip_scale(lumoe.dist.grad_norm(model), 1) }
+  dist.reduce_gradients(model)
+  optimizer:step { lr = 1e-4, grad_scale = optim.clip_scale(dist.grad_norm(model), 1) }
   optimizer:zero_grad()
   return value
 end
@@ -76,19 +84,31 @@ local function peak_rss()
   end
 end
 
+local lead = dist.rank() == 0
+
 local function say(record)
+  if not lead then return end
   io.stdout:write(json.encode(record), '\n')
   io.stdout:flush()
 end
 
+-- Steps to do; nil: no more. The launcher gives its standard input to rank 0 alone.
+local function asked()
+  local line = lead and io.read() or 'end'
+  local n = dist.reduce_number(lead and tonumber(line) or -1, 'max')
+  return n >= 0 and n or nil
+end
+
 say { parameters = model:numel() }
-for line in io.lines() do
-  if line == 'end' then break end
+for n in asked do
   local ms, loss = {}, nil
-  for i = 1, tonumber(line) do
+  local waited, whole = dist.waited(), clock()
+  for i = 1, n do
     local begun = clock()
     loss = step()
     ms[i] = (clock() - begun) * 1e3
   end
-  say { ms = ms, loss = loss, rss = peak_rss(), tensors = lumoe.memory().peak.total / 2 ^ 20 }
+  loss = dist.reduce_number(loss)
+  say { ms = ms, loss = loss, rss = peak_rss(), tensors = lumoe.memory().peak.total / 2 ^ 20,
+    waited = (dist.waited() - waited) / (clock() - whole) }
 end

@@ -66,4 +66,7 @@ function counters.between_hosts(list)
   return pairs_of
 end
 
+--- Seconds that this rank has spent waiting in collectives since it started.
+function counters.waited() return C.lm_dist_waited() end
+
 return counters
