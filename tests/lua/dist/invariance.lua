@@ -5,7 +5,10 @@ local LanguageModel = require 'recipes.check_layouts.model'
 local dist = lumoe.dist
 local rank, size = dist.rank(), dist.world_size()
 
-local SMALL = { dim = 16, heads = 4, hidden = 24, layers = 3, vocab = 24, experts = 6, top_k = 2, capacity = 0.8, select = 'random',
+-- Heads that divide over any tensor group of the job.
+local HEADS = size % 3 == 0 and 6 or 8
+
+local SMALL = { dim = 2 * HEADS, heads = HEADS, hidden = 24, layers = 3, vocab = 24, experts = 6, top_k = 2, capacity = 0.8, select = 'random',
   noise = 1, dropout = 0.1, batch = 8, time = 9 }
 
 local function with(changes)
@@ -42,9 +45,10 @@ local part = assert(PARTS[arg[1]])
 local opts = with(part.opts or {})
 local batches = {}
 
-local layouts = {}
-for _, layout in ipairs(dist.layouts.list(size, part.extras ~= 'all' and (part.extras or {}) or nil)) do
-  if not part.dense or layout.ep * layout.etp == 1 then layouts[#layouts + 1] = layout end
+-- All layouts, or one in so many of them.
+local layouts, every = {}, tonumber(arg[2] or 1)
+for i, layout in ipairs(dist.layouts.list(size, part.extras ~= 'all' and (part.extras or {}) or nil)) do
+  if i % every == 0 and (not part.dense or layout.ep * layout.etp == 1) then layouts[#layouts + 1] = layout end
 end
 
 local report = dist.check_layouts {
