@@ -8,8 +8,8 @@ local rank, size = dist.rank(), dist.world_size()
 -- Heads that divide over any tensor group of the job.
 local HEADS = size % 3 == 0 and 6 or 8
 
-local SMALL = { dim = 2 * HEADS, heads = HEADS, hidden = 24, layers = 3, vocab = 24, experts = 6, top_k = 2, capacity = 0.8, select = 'random',
-  noise = 1, dropout = 0.1, batch = 8, time = 9 }
+local SMALL = { dim = 2 * HEADS, heads = HEADS, hidden = 24, layers = 3, vocab = 24, experts = 6, top_k = 2, capacity = 0.8,
+  select = 'random', noise = 1, dropout = 0.1, batch = 8, time = 9 }
 
 local function with(changes)
   local opts = {}
