@@ -10,12 +10,20 @@ local function router(opts)
   return moe.routers.top_k { dim = opts.dim, top_k = opts.top_k }
 end
 
-local function experts(opts, mesh)
+-- Two levels are tried as if every two ranks were a host.
+local function exchange(name, mesh)
+  if name ~= 'two_level' then return name end
+  local hosts = {}
+  for r = 0, mesh.expert.size - 1 do hosts[r + 1] = math.floor(r / 2) end
+  return { way = 'two_level', once = true, hosts = hosts }
+end
+
+local function experts(opts, mesh, layout)
   return moe.Layer {
     dim = opts.dim, router = router(opts), mesh = mesh, normalize = opts.top_k > 1 and 'chosen' or false,
     experts = moe.FFN { experts = opts.experts, hidden = opts.hidden, activation = 'swiglu', bias = true },
     capacity = opts.capacity > 0 and { factor = opts.capacity, select = opts.select } or nil,
-    balance = { moe.balance.load(0.01), moe.balance.z(0.001) },
+    balance = { moe.balance.load(0.01), moe.balance.z(0.001) }, exchange = exchange(layout.exchange, mesh),
   }
 end
 
@@ -27,7 +35,7 @@ function LanguageModel:init(opts, mesh, layout)
   for i = 1, opts.layers do
     self.layers[i] = nn.TransformerEncoderLayer { dim = opts.dim, heads = opts.heads, hidden = opts.hidden, mesh = mesh,
       activation = 'gelu', dropout = opts.dropout, rope = true, recompute = layout.recompute or opts.recompute,
-      feed_forward = opts.experts > 1 and (opts.layers - i) % 2 == 0 and experts(opts, mesh) or nil }
+      feed_forward = opts.experts > 1 and (opts.layers - i) % 2 == 0 and experts(opts, mesh, layout) or nil }
   end
   self.norm = nn.LayerNorm { opts.dim, mesh = mesh }
 end

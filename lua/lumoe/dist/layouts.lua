@@ -8,10 +8,11 @@ local layouts = {}
 ---@field zero { dense: integer, expert: integer }?
 ---@field offload string?
 ---@field recompute boolean?
+---@field exchange string?  of MoE layers
 ---@field micro_batches integer?  1 by default
 
 -- What is switched on, besides a mesh as it is. Micro-batches change the capacity and the balancing losses of
--- a step, so they are compared with one process that has as many.
+-- a step, so they are compared with one process that has as many. An exchange needs experts on other ranks.
 local EXTRAS = {
   { zero = { dense = 1, expert = 1 } },
   { zero = { dense = 2, expert = 2 } },
@@ -22,6 +23,9 @@ local EXTRAS = {
   { offload = 'parameters' },
   { recompute = true },
   { micro_batches = 2 },
+  { exchange = 'once' },
+  { exchange = 'two_level' },
+  { exchange = 'padded' },
   { zero = { dense = 2, expert = 2 }, offload = 'optimizer', micro_batches = 2 },
   { zero = { dense = 3, expert = 3 }, recompute = true, micro_batches = 2 },
 }
@@ -52,9 +56,11 @@ function layouts.list(size, extras)
   for _, mesh in ipairs(layouts.meshes(size)) do
     list[#list + 1] = mesh
     for _, extra in ipairs(extras or EXTRAS) do
-      local layout = { tp = mesh.tp, ep = mesh.ep, etp = mesh.etp }
-      for key, value in pairs(extra) do layout[key] = value end
-      list[#list + 1] = layout
+      if not extra.exchange or mesh.ep * mesh.etp > 1 then
+        local layout = { tp = mesh.tp, ep = mesh.ep, etp = mesh.etp }
+        for key, value in pairs(extra) do layout[key] = value end
+        list[#list + 1] = layout
+      end
     end
   end
   return list
@@ -68,6 +74,7 @@ function layouts.name(layout, size)
   local zero = layout.zero
   if zero then words[#words + 1] = ('zero %d/%d'):format(zero.dense or 0, zero.expert or 0) end
   if layout.offload then words[#words + 1] = 'offload ' .. layout.offload end
+  if layout.exchange then words[#words + 1] = 'exchange ' .. layout.exchange end
   if layout.recompute then words[#words + 1] = 'recompute' end
   if (layout.micro_batches or 1) > 1 then words[#words + 1] = ('micro %d'):format(layout.micro_batches) end
   return table.concat(words, ', ')
