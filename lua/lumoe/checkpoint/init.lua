@@ -8,7 +8,9 @@
 --   checkpoint-<step>/index.json   what is where; step, random state, extra, score
 --   checkpoint-<step>/model-00001-of-00002.safetensors       parameters, a file for each rank that writes any
 --   checkpoint-<step>/optimizer-00001-of-00002.safetensors   the optimizer's, f32 masters of bf16 parameters among them
--- Tensors are named by their modules' paths; rows of a tensor that is spread over ranks `path[4:8]`.
+-- Tensors are named by their modules' paths. Of one that is spread over ranks each writes its part, without gathering:
+-- `path[4:8]` rows, `path[:,0:16]` columns, `path{0:100}` elements of the flat part that ZeRO left it; the index says
+-- which (checkpoint/region.lua). The ranks that load may be others, and cut everything otherwise.
 -- Under several ranks every rank calls save and load alike; what fails on one fails on all.
 local folder = require 'lumoe.checkpoint.folder'
 local ranks = require 'lumoe.checkpoint.ranks'

@@ -1,5 +1,6 @@
---- Loads a checkpoint into a model under any layout of ranks: each rank reads the rows that it holds.
+--- Loads a checkpoint into a model under any layout of ranks: each rank reads the part that it holds.
 -- Everything is checked, checksums too, before the first number is written: after an error the model is as it was.
+local autograd = require 'lumoe.autograd'
 local layout = require 'lumoe.checkpoint.layout'
 local random = require 'lumoe.random'
 local ranks = require 'lumoe.checkpoint.ranks'
@@ -8,18 +9,21 @@ local source = require 'lumoe.checkpoint.source'
 local WANTED = { model = 'table?', optimizer = 'table?' }
 local SHOWN = 8 -- faults that one message lists
 
--- Adds to `faults` what does not fit between the tensors wanted (whole, over all ranks) and those there.
--- stands_for(name): what is read instead of a tensor that may be missing.
-local function compare(wholes, from, is_ours, stands_for, faults)
-  for name, whole in pairs(wholes) do
-    local there = from.tensors[stands_for(name)]
+-- Adds to `faults` what does not fit between the tensors wanted, of which every rank holds some part, and those
+-- there. stands_for(name): what is read instead of a tensor that may be missing.
+local function compare(held, from, is_ours, stands_for, faults)
+  local wanted = {}
+  for _, h in ipairs(held) do
+    local name, there = h.name, from.tensors[stands_for(h.name)]
+    wanted[name] = true
     if not there then faults[#faults + 1] = name .. ' is missing'
-    elseif source.shape_text(there.shape) ~= source.shape_text(whole.shape) then
-      faults[#faults + 1] = ('%s is %s, the model wants %s'):format(name, source.shape_text(there.shape), source.shape_text(whole.shape))
+    elseif source.shape_text(there.shape) ~= source.shape_text(h.region.shape) then
+      faults[#faults + 1] = ('%s is %s, the model wants %s'):format(name, source.shape_text(there.shape),
+        source.shape_text(h.region.shape))
     end
   end
   for name in pairs(from.tensors) do
-    if is_ours(name) and not wholes[name] then faults[#faults + 1] = name .. ' is not in the model' end
+    if is_ours(name) and not wanted[name] then faults[#faults + 1] = name .. ' is not in the model' end
   end
 end
 
@@ -30,12 +34,10 @@ local function raise_faults(path, faults)
   error(('%s does not fit: %s%s'):format(path, table.concat(faults, '; ', 1, math.min(#faults, SHOWN)), more), 0)
 end
 
--- Reads to do: { name in the source, tensor, runs }.
+-- Reads to do: { name in the source, holding }.
 local function jobs_for(held, stands_for)
   local jobs = {}
-  for i, h in ipairs(held) do
-    jobs[i] = { name = stands_for(h.name), tensor = h.tensor, runs = h.ids and layout.runs(h.ids, h.unit) }
-  end
+  for i, h in ipairs(held) do jobs[i] = { name = stands_for(h.name), holding = h } end
   return jobs
 end
 
@@ -45,13 +47,13 @@ local function is_optimizer(name) return name:match '^optimizer%.' ~= nil end
 local function parameters(model, from, resuming, faults)
   local held = layout.of_model(model)
   local dtype = {}
-  for _, h in ipairs(held) do dtype[h.name] = h.tensor.dtype end
+  for _, h in ipairs(held) do dtype[h.name] = h.dtype end
   local function stands_for(name)
     local master = ('optimizer.%s.master'):format(name)
     return resuming and dtype[name] == 'f32' and from.tensors[master] and master or name
   end
   local in_optimizer = from.index and is_optimizer or function() return false end
-  compare(layout.whole(held), from, function(name) return not in_optimizer(name) end, stands_for, faults)
+  compare(held, from, function(name) return not in_optimizer(name) end, stands_for, faults)
   return jobs_for(held, stands_for)
 end
 
@@ -73,7 +75,7 @@ local function state(optimizer, from, faults)
     for _, h in ipairs(held) do table.insert(h.slot == 'master' and masters or fresh, h) end
     held = masters
   end
-  compare(layout.whole(held), from, function(name)
+  compare(held, from, function(name)
     return saved and is_optimizer(name) and not name:match '%.master$'
   end, stands_for, faults)
   return jobs_for(held, stands_for), fresh
@@ -91,9 +93,20 @@ local function plan(path, opts, from)
   return jobs, fresh
 end
 
+-- f(t) on the elements of a holding.
+local function change(h, f)
+  autograd.scope(autograd.no_grad, function()
+    local t = h.take()
+    f(t)
+    if h.give then h.give(t) end
+  end)
+end
+
 local function fill(opts, from, jobs, fresh)
-  for _, job in ipairs(jobs) do from:read(job.name, job.tensor, job.runs) end
-  for _, h in ipairs(fresh) do h.tensor:zero_() end
+  for _, job in ipairs(jobs) do
+    change(job.holding, function(t) from:read(job.name, t, job.holding.region) end)
+  end
+  for _, h in ipairs(fresh) do change(h, function(t) t:zero_() end) end
   local index = from.index or {}
   if opts.optimizer then
     opts.optimizer.steps = index.optimizer and index.optimizer.steps or 0
@@ -109,7 +122,7 @@ local function load(path, opts)
   local from = ranks.together(source.open, path)
   local jobs, fresh = plan(path, opts, from) -- alike on all ranks
   ranks.together(function()
-    for _, job in ipairs(jobs) do from:verify(job.name, job.runs) end
+    for _, job in ipairs(jobs) do from:verify(job.name, job.holding.region) end
   end)
   ranks.together(fill, opts, from, jobs, fresh)
   from:close()

@@ -6,9 +6,11 @@
 --
 -- A file is checked whole before any of it is used: what a header says must fill the file exactly.
 local ffi = require 'ffi'
+local autograd = require 'lumoe.autograd'
 local cjson = require 'cjson'
 local file = require 'lumoe.checkpoint.file'
 local json = require 'lumoe.checkpoint.json'
+local tensor = require 'lumoe.tensor'
 
 local safetensors = {}
 
@@ -128,7 +130,7 @@ function Reader:close() self.source:close() end
 
 local function describe(item, from)
   return ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(cjson.encode(item.name),
-    FORMAT[item.tensor.dtype], table.concat(item.tensor:shape_table(), ','), from, from + item.bytes)
+    FORMAT[item.dtype], table.concat(item.shape, ','), from, from + item.bytes)
 end
 
 local function describe_metadata(metadata)
@@ -151,27 +153,40 @@ local function header_of(list, metadata)
   return ffi.string(length, 8) .. text
 end
 
+-- A tensor, or one that is yet to be fetched: { dtype, shape, take }.
+local function item_of(name, t)
+  local item = { name = name, dtype = t.dtype }
+  if tensor.is_tensor(t) then item.shape, item.take = t:shape_table(), function() return t end
+  else item.shape, item.take = t.shape, t.take end
+  item.bytes, item.order = SIZE[FORMAT[t.dtype]], ORDER[t.dtype]
+  for _, size in ipairs(item.shape) do item.bytes = item.bytes * size end
+  return item
+end
+
+local function write_data(target, item)
+  if item.bytes == 0 then return target:write(nil, 0) end
+  return autograd.scope(function() -- what was fetched goes at once
+    return autograd.no_grad(function() return target:write(item.take():contiguous():data_ptr(), item.bytes) end)
+  end)
+end
+
 --- Writes tensors to a new file, synced: wide ones first, so that every element is aligned, then by name;
--- the very bytes that the reference writer makes.
+-- the very bytes that the reference writer makes. A tensor may be given as { dtype, shape, take }, `take` being
+-- a function that returns it when its turn comes.
 ---@param path string
----@param tensors table<string, lumoe.Tensor>
+---@param tensors table<string, lumoe.Tensor|table>
 ---@param metadata table<string, string>?
 ---@return table<string, integer> sums  name -> CRC-32 of its bytes
 function safetensors.write(path, tensors, metadata)
   local list = {}
-  for name, t in pairs(tensors) do
-    list[#list + 1] = { name = name, tensor = t, order = ORDER[t.dtype], bytes = t:numel() * SIZE[FORMAT[t.dtype]] }
-  end
+  for name, t in pairs(tensors) do list[#list + 1] = item_of(name, t) end
   table.sort(list, function(a, b)
     if a.order ~= b.order then return a.order < b.order end
     return a.name < b.name
   end)
   local target, sums = file.create(path), {}
   target:write(header_of(list, metadata))
-  for _, item in ipairs(list) do
-    local dense = item.tensor:is_contiguous() and item.tensor or item.tensor:detach():contiguous()
-    sums[item.name] = target:write(item.bytes > 0 and dense:data_ptr() or nil, item.bytes)
-  end
+  for _, item in ipairs(list) do sums[item.name] = write_data(target, item) end
   target:commit()
   return sums
 end

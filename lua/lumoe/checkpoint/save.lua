@@ -6,6 +6,7 @@ local folder = require 'lumoe.checkpoint.folder'
 local json = require 'lumoe.checkpoint.json'
 local layout = require 'lumoe.checkpoint.layout'
 local ranks = require 'lumoe.checkpoint.ranks'
+local region = require 'lumoe.checkpoint.region'
 local safetensors = require 'lumoe.checkpoint.safetensors'
 
 local WANTED = { model = 'table', optimizer = 'table?', step = 'number', extra = 'table?', keep = 'number?', best = 'number?' }
@@ -16,18 +17,17 @@ local function whole_number(name, value, least)
   end
 end
 
--- The tensors of `wholes` that this rank writes, by the name each has in its file. Names every piece,
--- on all ranks alike: the tensor's own name when it is whole, else with its rows, `up[4:8]`.
+-- The parts that this rank writes, by the name each has in its file. Says of every part in which file it is, on all
+-- ranks alike.
 local function pieces_here(wholes, held, pattern, rank)
   local here, tensors = {}, {}
-  for _, h in ipairs(held) do here[h.name] = h.tensor end
+  for _, h in ipairs(held) do here[h.name] = h end
   for name, whole in pairs(wholes) do
     for _, piece in ipairs(whole.pieces) do
-      local partial = piece.rows and piece.rows < whole.shape[1]
-      piece.name = partial and ('%s[%d:%d]'):format(name, piece.first, piece.first + piece.rows) or name
       piece.file = pattern:format(piece.rank + 1)
       if piece.rank == rank then
-        tensors[piece.name] = piece.rows and here[name]:detach():narrow(0, piece.at, piece.rows) or here[name]
+        local h = here[name]
+        tensors[piece.name] = { dtype = h.dtype, shape = region.held(h.region), take = h.take }
       end
     end
   end
@@ -57,7 +57,7 @@ local function entries(wholes, sums)
   for name, whole in pairs(wholes) do
     local pieces = {}
     for i, p in ipairs(whole.pieces) do
-      pieces[i] = { name = p.name, file = p.file, first = p.first, rows = p.rows, crc32 = sums[p.name] }
+      pieces[i] = { name = p.name, file = p.file, ranges = p.ranges, chunk = p.chunk, crc32 = sums[p.name] }
     end
     list[name] = { dtype = whole.dtype, shape = whole.shape, pieces = pieces }
   end
@@ -78,7 +78,7 @@ end
 local function index_of(opts, parameters, optimizer)
   local map, bytes = weight_map(parameters.wholes)
   return {
-    format = 'lumoe checkpoint', version = 1,
+    format = 'lumoe checkpoint', version = 2,
     step = opts.step, score = opts.best, extra = opts.extra or {},
     random = { seed = C.lm_random_get_seed(), step = C.lm_random_step() },
     metadata = { total_size = bytes }, weight_map = map, -- these two as Hugging Face's index has them

@@ -1,13 +1,14 @@
 --- Where tensors are read from: a checkpoint, a safetensors file, or Hugging Face's sharded model.
 --
 -- Whichever it is, a source knows whole tensors by name, { dtype, shape, pieces }, and a piece by its
--- file, its name there, and its rows of the whole.
+-- file, its name there, and which part of the whole it is (checkpoint/region.lua).
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local file = require 'lumoe.checkpoint.file'
 local json = require 'lumoe.checkpoint.json'
 local path_of = require 'pl.path'
+local region = require 'lumoe.checkpoint.region'
 local safetensors = require 'lumoe.checkpoint.safetensors'
 local tensor = require 'lumoe.tensor'
 
@@ -37,7 +38,7 @@ end
 
 local function whole_in(reader, name, file_name)
   local shape = reader.tensors[name].shape
-  return { shape = shape, pieces = { { name = name, file = file_name } } }
+  return { shape = shape, pieces = { { name = name, file = file_name, shape = shape } } }
 end
 
 -- One .safetensors file.
@@ -72,7 +73,15 @@ end
 local function is_list(x) return type(x) == 'table' and (next(x) == nil or #x > 0) end
 local function is_count(x) return type(x) == 'number' and x >= 0 and x % 1 == 0 end
 
--- A whole tensor of our own index: its pieces must follow one another to the last row.
+-- Version 1 knew rows alone.
+local function upgrade(whole, p)
+  if p.rows == nil then return end
+  p.ranges = { { { p.first, p.rows } } }
+  for d = 2, #whole.shape do p.ranges[d] = { { 0, whole.shape[d] } } end
+  p.first, p.rows = nil, nil
+end
+
+-- A whole tensor of our own index: its pieces must leave out nothing.
 local function check_whole(path, name, whole)
   local function wrong(format, ...) error(("%s: is corrupt: tensor '%s' %s"):format(path, name, format:format(...)), 0) end
   if type(whole) ~= 'table' or not is_list(whole.shape) or not is_list(whole.pieces) or type(whole.dtype) ~= 'string' then
@@ -81,25 +90,23 @@ local function check_whole(path, name, whole)
   for _, n in ipairs(whole.shape) do
     if not is_count(n) then wrong 'has a shape that is not made of sizes' end
   end
-  local at = 0
   for _, p in ipairs(whole.pieces) do
     if type(p) ~= 'table' or type(p.name) ~= 'string' or type(p.file) ~= 'string' or not is_count(p.crc32) then
       wrong 'has a piece without name, file and crc32'
     end
-    if p.rows then
-      if not is_count(p.rows) or p.first ~= at then wrong('has its rows from %.0f in no piece', at) end
-      at = at + p.rows
-    elseif #whole.pieces > 1 then wrong 'has several pieces, one without rows' end
+    upgrade(whole, p)
+    p.shape = whole.shape
+    if not region.is_sound(p) then wrong("has a piece, '%s', that is no part of [%s]", p.name, table.concat(whole.shape, ', ')) end
   end
-  local all_there = #whole.pieces == 1 and not whole.pieces[1].rows or at == whole.shape[1]
-  if not all_there then wrong('has %.0f rows in its pieces, not %s', at, tostring(whole.shape[1])) end
+  local gap = region.missing(whole.pieces, whole.shape)
+  if gap then wrong('has its elements from %.0f in no piece', gap) end
 end
 
 local function own(path, index)
   local self = new(path_of.dirname(path), path_of.dirname(path) .. '/')
   self.index, self.index_path = index, path
-  if index.version ~= 1 then
-    error(('%s: is of version %s; this Lumoe reads version 1'):format(path, tostring(index.version)), 0)
+  if index.version ~= 1 and index.version ~= 2 then
+    error(('%s: is of version %s; this Lumoe reads versions 1 and 2'):format(path, tostring(index.version)), 0)
   end
   local optimizer = index.optimizer
   if type(index.parameters) ~= 'table' or not is_count(index.step) or type(index.extra) ~= 'table' or type(index.random) ~= 'table'
@@ -139,8 +146,7 @@ function Source:piece(whole, p)
   local found = reader.tensors[p.name]
   if not found then error(("%s: has no tensor '%s', which %s says it has"):format(reader.path, p.name, self.index_path), 0) end
   local dtype = reader:dtype(p.name)
-  local shape = { unpack(whole.shape) }
-  if p.rows then shape[1] = p.rows end
+  local shape = region.held(p)
   if shape_text(found.shape) ~= shape_text(shape) or whole.dtype and whole.dtype ~= dtype then
     error(("%s: tensor '%s' is %s %s, but %s says %s %s"):format(reader.path, p.name, shape_text(found.shape), dtype,
       self.index_path, shape_text(shape), whole.dtype), 0)
@@ -148,27 +154,26 @@ function Source:piece(whole, p)
   return reader, dtype
 end
 
--- Calls f(piece, first, rows, at) for each part of the runs that lies in a piece; f(piece) when all is wanted of a whole one.
-local function each_part(whole, runs, f)
+-- Calls f(piece, stretches) for each piece that has elements of `wanted`: stretches are { here, there, length }.
+local function each_piece(whole, wanted, f)
+  local ours = region.runs(wanted)
   for _, p in ipairs(whole.pieces) do
-    local first, rows = p.first or 0, p.rows or whole.shape[1]
-    if not runs and not p.rows then f(p)
-    else
-      for _, run in ipairs(runs or { { first = 0, rows = whole.shape[1], at = 0 } }) do
-        local from, to = math.max(first, run.first), math.min(first + rows, run.first + run.rows)
-        if from < to then f(p, from - first, to - from, run.at + from - run.first) end
-      end
-    end
+    local stretches = {}
+    p.runs = p.runs or region.runs(p)
+    region.common(ours, p.runs, function(here, there, length)
+      stretches[#stretches + 1] = { here = here, there = there, length = length }
+    end)
+    if #stretches > 0 then f(p, stretches) end
   end
 end
 
---- Raises unless the pieces that hold these rows (nil: all) are there, fit the index and have its checksums.
+--- Raises unless the pieces that hold a part are there, fit the index and have its checksums.
 ---@param name string
----@param runs { first: integer, rows: integer, at: integer }[]?
-function Source:verify(name, runs)
+---@param wanted lumoe.Region?  nil: all
+function Source:verify(name, wanted)
   local whole = self.tensors[name]
   self.verified = self.verified or {}
-  each_part(whole, runs, function(p)
+  each_piece(whole, wanted or region.new(whole.shape), function(p)
     local reader = self:piece(whole, p)
     if not p.crc32 or self.verified[p] then return end
     if reader:read(p.name, 0, reader.tensors[p.name].bytes, nil) ~= p.crc32 then
@@ -178,34 +183,42 @@ function Source:verify(name, runs)
   end)
 end
 
-local function read_part(reader, p, dtype, target, from, rows)
-  local total, count = reader.tensors[p.name].bytes, target:numel()
-  if count == 0 then return end
-  local size = C.lm_dtype_size(C['LM_' .. dtype:upper()])
-  local offset = rows and from * (count / rows) * size or 0
-  assert(offset + count * size <= total)
-  if target.dtype == dtype and target:is_contiguous() then
-    reader:read(p.name, offset, count * size, ffi.cast('char *', target:data_ptr()))
-  else
-    local raw = tensor.empty(target:shape_table(), { dtype = dtype })
-    reader:read(p.name, offset, count * size, raw:data_ptr())
-    target:copy_(raw)
-    raw:dispose()
+local function size_of(dtype) return C.lm_dtype_size(C['LM_' .. dtype:upper()]) end
+local function bytes_of(t) return ffi.cast('char *', t:data_ptr()) end
+
+-- From file to memory; by way of a copy where elements lie otherwise there, or are of another dtype.
+local function read_piece(reader, p, dtype, target, stretches)
+  local size, step = size_of(dtype), size_of(target.dtype)
+  local one = stretches[1]
+  if #stretches == 1 and target.dtype == dtype then
+    reader:read(p.name, one.there * size, one.length * size, bytes_of(target) + one.here * step)
+    return
   end
+  local from, to = one.there, one.there + one.length
+  for _, s in ipairs(stretches) do from, to = math.min(from, s.there), math.max(to, s.there + s.length) end
+  autograd.scope(function()
+    local raw = tensor.empty(to - from, { dtype = dtype })
+    reader:read(p.name, from * size, (to - from) * size, raw:data_ptr())
+    raw = raw:to(target.dtype)
+    local source, into = bytes_of(raw), bytes_of(target)
+    for _, s in ipairs(stretches) do ffi.copy(into + s.here * step, source + (s.there - from) * step, s.length * step) end
+  end)
 end
 
---- Fills `target`, which holds the rows of `runs` (nil: all), converting where its dtype is another.
+--- Fills `target`, contiguous, with a part of `name`, converting where its dtype is another.
 ---@param name string
 ---@param target lumoe.Tensor
----@param runs table[]?
-function Source:read(name, target, runs)
+---@param wanted lumoe.Region?  nil: all
+function Source:read(name, target, wanted)
   local whole = self.tensors[name]
   autograd.no_grad(function()
     target = target:detach()
-    each_part(whole, runs, function(p, from, rows, at)
+    local dense = target:is_contiguous() and target or target:contiguous()
+    each_piece(whole, wanted or region.new(whole.shape), function(p, stretches)
       local reader, dtype = self:piece(whole, p)
-      read_part(reader, p, dtype, rows and target:narrow(0, at, rows) or target, from, rows)
+      read_piece(reader, p, dtype, dense, stretches)
     end)
+    if not target:is_contiguous() then target:copy_(dense) end
   end)
 end
 

@@ -303,7 +303,7 @@ describe('load refuses', function()
     end },
     { 'an index of nothing', 'index.json', 'has no weight_map', function(path) folder.write(path .. 'index.json', '{}') end },
     { 'an empty index', 'index.json', 'is corrupt', function(path) folder.write(path .. 'index.json', '') end },
-    { 'an index of a later version', 'index.json', 'is of version 2', replace('index.json', '"version": 1', '"version": 2') },
+    { 'an index of a later version', 'index.json', 'is of version 3', replace('index.json', '"version": 2', '"version": 3') },
     { 'an index without its step', 'index.json', 'something of step', replace('index.json', '"step": 4', '"stop": 4') },
     { 'a tensor without pieces', 'index.json', "tensor 'embedding.weight' has no dtype, shape and pieces",
       function(path)

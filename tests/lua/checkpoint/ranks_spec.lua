@@ -1,6 +1,7 @@
 -- slow: starts mpirun a dozen times
 local checkpoint = require 'lumoe.checkpoint'
 local folder = require 'tests.lua.checkpoint.folder'
+local json = require 'lumoe.checkpoint.json'
 
 local function mpirun(n, act, dir, ep, owners)
   local output = folder.lumoe(('tests/lua/checkpoint/ranks.lua %s %s %d %s'):format(act, dir, ep, owners or ''),
@@ -34,6 +35,28 @@ describe('a checkpoint of', function()
       assert.same(whole['layer.experts.up'][{ { 3, 6 } }]:totable(), second['layer.experts.up[3:6]']:totable())
       assert.is_truthy(first['input.weight'])
       assert.is_nil(second['input.weight'])
+    end)
+  end)
+
+  it('version 1, which knew rows alone, is read as before', function()
+    folder.with(function(dir)
+      mpirun(2, 'save', dir, 2)
+      local path = dir .. '/checkpoint-3/index.json'
+      local whole = checkpoint.read(dir .. '/checkpoint-3')
+      local index = json.decode(folder.read(path))
+      index.version = 1
+      for _, group in ipairs { index.parameters, index.optimizer.tensors } do
+        for _, t in pairs(group) do
+          for _, piece in ipairs(t.pieces) do
+            if piece.ranges then piece.first, piece.rows = unpack(piece.ranges[1][1]) end
+            piece.ranges = nil
+          end
+        end
+      end
+      folder.write(path, json.encode(index))
+      local old = checkpoint.read(dir .. '/checkpoint-3')
+      for key, t in pairs(whole) do assert.same(t:totable(), old[key]:totable()) end
+      mpirun(3, 'load', dir, 3)
     end)
   end)
 end)
