@@ -61,8 +61,9 @@ typedef struct lm_plan_spec {
     int32_t etp;          /* slices that an expert is cut into; 0 is 1 */
     int32_t once;         /* one parcel for all of a token's routes to a place */
     int32_t way;          /* LM_WAY_* */
-    const int32_t
-        *hosts; /* [ranks of the expert group], for LM_WAY_TWO_LEVEL; NULL: as they are */
+    const int32_t *hosts; /* [ranks of the expert group], for two levels; NULL: as they are */
+    int32_t parts; /* of the plan, by tokens: rows of one travel while those of another are
+                      with the experts; 0 or 1: it stays whole */
     double capacity_factor; /* capacity = ceil(factor * top_k * T / experts), T = valid tokens
                                of all ranks; negative: dropless */
 
@@ -78,6 +79,11 @@ LM_API int lm_plan_new(const lm_plan_spec *spec, LM_MAYBE lm_group *data,
                        LM_MAYBE lm_group *expert, lm_plan **out);
 LM_API void lm_plan_retain(lm_plan *p);
 LM_API void lm_plan_release(lm_plan *p); /* NULL is a no-op */
+
+/* Parts: plans of their own for tokens * i / parts .. tokens * (i + 1) / parts of this rank.
+ * They live as long as the whole; retaining one retains it. */
+LM_API int lm_plan_parts(const lm_plan *p); /* 0: it is whole */
+LM_API lm_plan *lm_plan_part(const lm_plan *p, int part);
 
 /* Sizes. All arrays below belong to the plan and must not be written. */
 LM_API double lm_plan_tokens(const lm_plan *p);
@@ -130,6 +136,15 @@ LM_API int lm_moe_linear(lm_plan *p, lm_tensor *x, lm_tensor *weight, LM_MAYBE l
 /* The way back: x [arrivals, dim] -> [tokens, dim], each token the sum of weights [tokens,
  * top_k] times its rows, in the order of the slots; dropped routes add nothing. */
 LM_API int lm_moe_combine(lm_plan *p, lm_tensor *x, lm_tensor *weights, lm_tensor **out);
+
+/* Both in two halves, for what computes while rows are on their way; weights NULL: they go
+ * along with combine_start. A leg of a plan is under way once at a time. */
+LM_API int lm_moe_dispatch_start(lm_plan *p, lm_tensor *x, LM_MAYBE lm_tensor *weights);
+LM_API int lm_moe_dispatch_finish(lm_plan *p, lm_tensor **out);
+LM_API int lm_moe_combine_start(lm_plan *p, lm_tensor *x, lm_tensor *weights);
+LM_API int lm_moe_combine_finish(lm_plan *p, lm_tensor *weights, lm_tensor **out);
+/* After an error in between: waits for what is under way, of all parts, and forgets it. */
+LM_API int lm_moe_abandon(lm_plan *p);
 
 /* How much of each expert: gathers [tokens, top_k] from scores [tokens, experts], in f32.
  * Divided by a token's sum over the routes it chose, over those that were kept, or not at all.

@@ -1,4 +1,4 @@
-/* exchange.c - dispatch and combine: rows to the experts, and back.
+/* exchange.c - rows to the experts: dispatch; and the pieces that combine.c shares.
  *
  *   dispatch:  tokens --gather--> copies ==wire==> received --gather--> arrivals
  *   combine:   arrivals --gather--> received ==wire==> copies --sum--> parcels
@@ -7,8 +7,15 @@
  * Each is the other's backward. A parcel has one copy, unless its expert is cut into
  * slices: then one for each, and what they return is added up in the order of the
  * ranks. Exactly the rows that move are sent; alone, or where all is in order
- * already, nothing is copied that need not be. */
+ * already, nothing is copied that need not be.
+ *
+ * Both come in two halves, start and finish, with the wire between them, and each
+ * half is a node of its own on the tape. What is computed between the halves has the
+ * wire's company; and since backward walks the nodes in the other order, finish
+ * starting the gradient's way and start ending it, so has its gradient. */
 #include "runtime/moe/exchange_impl.h"
+
+#include <stdio.h>
 
 /* ---- pieces ---- */
 
@@ -21,15 +28,21 @@ void lm__hold_plan(lm_node *n, lm_plan *p) {
     n->free_extra = drop_plan;
 }
 
+int lm__check_rows(const char *op, const lm_tensor *x, int64_t rows, const char *what) {
+    char text[96];
+    int st = lm__floating(op, x);
+    if (st == LM_OK && (x->ndim != 2 || x->shape[0] != rows))
+        st = lm_fail(LM_ESHAPE, "%s: x is %s, but the plan has %lld %s", op,
+                     lm__describe(x, text), (long long)rows, what);
+    return st;
+}
+
 int lm__rows_new(int dtype, int64_t rows, int64_t dim, lm_tensor **out) {
     return lm_tensor_new(dtype, 2, (int64_t[]){rows, dim}, out);
 }
 
 int lm__rows_gather(lm_tensor *x, const int32_t *ids, int64_t count, lm_tensor **out) {
-    if (!ids) {
-        lm_tensor_retain(*out = x);
-        return LM_OK;
-    }
+    if (!ids) return lm__tensor_alias(x, out);
     int64_t bad, dim = x->shape[1];
     lm_tensor *y;
     int st = lm__rows_new(x->dtype, count, dim, &y);
@@ -50,160 +63,141 @@ int lm__rows_sum(lm_tensor *x, int64_t count, int slots, const float *weights,
     return lm__finish(lm__ran("moe: adding up rows", st), y, out);
 }
 
-int lm__rows_carry(lm_plan *p, const lm__wire *w, const lm__load *load, lm_tensor *x,
-                   lm_tensor **out) {
-    lm_tensor *y;
-    if (!p->expert) {
-        lm_tensor_retain(*out = x);
-        return LM_OK;
+int lm__sum_copies(const lm_plan *p, lm_tensor *copies, lm_tensor **out) {
+    if (!p->copy_of) return lm__tensor_alias(copies, out);
+    return lm__rows_sum(copies, p->parcels, p->etp, NULL, p->copy_of, out);
+}
+
+/* ---- the wire ---- */
+
+int lm__depart(lm_plan *p, int leg, bool back, lm_tensor *x, lm_tensor **out) {
+    lm__flight *f = &p->flight[leg];
+    bool rows = leg < LM__WEIGHTS;
+    const lm__wire *w = rows ? &p->wire : &p->routes;
+    lm__load load = {rows ? leg : leg - LM__WEIGHTS, rows, back,
+                     x->shape[1] * lm_dtype_size(x->dtype)};
+    if (f->to) return lm_fail(LM_EARG, "moe: these rows of the plan are on their way already");
+    lm_tensor *to;
+    int st = p->expert
+                 ? lm__rows_new(x->dtype, back ? w->leaving : w->arriving, x->shape[1], &to)
+                 : lm__tensor_alias(x, &to);
+    if (st != LM_OK) return st;
+    if (p->expert) {
+        lm_tensor_set_purpose(to, LM_MEM_EXCHANGE);
+        st = lm__carry_start(p, w, &load, x->data, to->data, &f->carry);
     }
-    int st = lm__rows_new(x->dtype, load->back ? w->leaving : w->arriving, x->shape[1], &y);
+    if (st == LM_OK) {
+        lm_tensor_retain(f->from = x);
+        lm_tensor_retain(f->to = to);
+    }
+    return lm__finish(st, to, out);
+}
+
+int lm__land(lm_plan *p, int leg, lm_tensor **out) {
+    lm__flight f = p->flight[leg];
+    if (!f.to) return lm_fail(LM_EARG, "moe: no rows of the plan are on their way");
+    p->flight[leg] = (lm__flight){NULL, NULL, NULL};
+    int st = f.carry ? lm__carry_wait(f.carry) : LM_OK;
+    lm_tensor_release(f.from);
+    return lm__finish(st, f.to, out);
+}
+
+void lm__settle(lm_plan *p, int leg) {
+    lm_tensor *t = NULL;
+    char error[900];
+    if (!p->flight[leg].to) return;
+    snprintf(error, sizeof error, "%s", lm_last_error());
+    if (lm__land(p, leg, &t) == LM_OK) lm_tensor_release(t);
+    lm_fail(LM_EINTERNAL, "%s", error); /* the caller has the code */
+}
+
+int lm_moe_abandon(lm_plan *p) {
+    for (int leg = 0; leg < 2 * LM_LEGS; leg++) lm__settle(p, leg);
+    for (int i = 0; i < p->parts; i++) lm_moe_abandon(p->part[i]);
+    return LM_OK;
+}
+
+int lm__depart_gradient(lm_node *n, int leg, bool back, lm_tensor *x) {
+    lm_tensor *there;
+    int st = lm__depart(n->extra, leg, back, x, &there);
     if (st != LM_OK) return st;
-    lm_tensor_set_purpose(y, LM_MEM_EXCHANGE);
-    st = lm__wire_carry(p, w, load, x->data, y->data);
-    return lm__finish(st, y, out);
-}
-
-int lm__parcels_forth(lm_plan *p, int leg, lm_tensor *copies, lm_tensor **out) {
-    lm__load load = {leg, true, false, copies->shape[1] * lm_dtype_size(copies->dtype)};
-    return lm__rows_carry(p, &p->wire, &load, copies, out);
-}
-
-int lm__parcels_back(lm_plan *p, int leg, lm_tensor *received, lm_tensor **out) {
-    lm__load load = {leg, true, true, received->shape[1] * lm_dtype_size(received->dtype)};
-    lm_tensor *copies;
-    int st = lm__rows_carry(p, &p->wire, &load, received, &copies);
-    if (st != LM_OK) return st;
-    if (p->copy_of) st = lm__rows_sum(copies, p->parcels, p->etp, NULL, p->copy_of, out);
-    else lm_tensor_retain(*out = copies);
-    lm_tensor_release(copies);
-    return st;
-}
-
-static int check_rows(const char *op, const lm_tensor *x, int64_t rows, const char *what) {
-    char text[96];
-    int st = lm__floating(op, x);
-    if (st == LM_OK && (x->ndim != 2 || x->shape[0] != rows))
-        st = lm_fail(LM_ESHAPE, "%s: x is %s, but the plan has %lld %s", op,
-                     lm__describe(x, text), (long long)rows, what);
+    lm_tensor_release(there);
+    if (lm__wants(n, 0)) {
+        lm_tensor_retain(x);
+        return lm__give(n, 0, x);
+    }
+    st = lm__land(n->extra, leg, &there);
+    if (st == LM_OK) lm_tensor_release(there);
     return st;
 }
 
 /* ---- dispatch ---- */
 
-static int dispatch_backward(lm_node *n) {
+/* copies' gradients -> tokens' */
+static int dispatch_start_backward(lm_node *n) {
     lm_plan *p = n->extra;
-    lm_tensor *dy = NULL, *received = NULL, *parcels = NULL, *dx = NULL;
-    int st = lm__tensor_dense(lm__grad(n, 0), n->dtype[0], &dy);
-    if (st == LM_OK && p->once)
-        st = lm__rows_sum(dy, p->wire.arriving, p->width, NULL, p->arrival_at, &received);
-    if (st == LM_OK && !p->once)
-        st = lm__rows_gather(dy, p->arrival_at, p->arrivals, &received);
-    if (st == LM_OK) st = lm__parcels_back(p, LM_LEG_DISPATCH_BACKWARD, received, &parcels);
+    lm_tensor *copies = NULL, *parcels = NULL, *dx = NULL;
+    int st = lm__land(p, LM_LEG_DISPATCH_BACKWARD, &copies);
+    if (st == LM_OK) st = lm__sum_copies(p, copies, &parcels);
     if (st == LM_OK) st = lm__rows_sum(parcels, p->tokens, p->fan, NULL, p->parcel_of, &dx);
     if (st == LM_OK) st = lm__give(n, 0, dx);
     lm_tensor_release(parcels);
+    lm_tensor_release(copies);
+    return st;
+}
+
+static int dispatch_start(lm_plan *p, lm_tensor *x) {
+    lm_tensor *dense = NULL, *copies = NULL, *received = NULL;
+    lm_node *n = NULL;
+    int st = lm__check_rows("dispatch", x, p->tokens, "tokens");
+    if (st == LM_OK) st = lm__tensor_dense(x, x->dtype, &dense);
+    if (st == LM_OK) st = lm__rows_gather(dense, p->token_of, p->wire.leaving, &copies);
+    if (st == LM_OK) st = lm__depart(p, LM_LEG_DISPATCH, false, copies, &received);
+    if (st == LM_OK)
+        st = lm__record("dispatch_start", dispatch_start_backward, 1, &x, 1, &received, &n);
+    lm__hold_plan(n, p);
+    lm_tensor_release(received);
+    lm_tensor_release(copies);
+    lm_tensor_release(dense);
+    if (st != LM_OK) lm__settle(p, LM_LEG_DISPATCH);
+    return st;
+}
+
+/* arrivals' gradients -> those of parcels received, on their way */
+static int dispatch_finish_backward(lm_node *n) {
+    lm_plan *p = n->extra;
+    lm_tensor *dy = NULL, *received = NULL;
+    int st = lm__tensor_dense(lm__grad(n, 0), n->dtype[0], &dy);
+    if (st == LM_OK)
+        st = p->once
+                 ? lm__rows_sum(dy, p->wire.arriving, p->width, NULL, p->arrival_at, &received)
+                 : lm__rows_gather(dy, p->arrival_at, p->arrivals, &received);
+    if (st == LM_OK) st = lm__depart_gradient(n, LM_LEG_DISPATCH_BACKWARD, true, received);
     lm_tensor_release(received);
     lm_tensor_release(dy);
+    return st;
+}
+
+int lm_moe_dispatch_finish(lm_plan *p, lm_tensor **out) {
+    lm_tensor *received = NULL, *y = NULL;
+    lm_node *n = NULL;
+    int st = lm__land(p, LM_LEG_DISPATCH, &received);
+    if (st == LM_OK) st = lm__rows_gather(received, p->arrival_of, p->arrivals, &y);
+    if (st == LM_OK)
+        st = lm__record("dispatch", dispatch_finish_backward, 1, &received, 1, &y, &n);
+    lm__hold_plan(n, p);
+    lm_tensor_release(received);
+    return lm__finish(st, y, out);
+}
+
+int lm_moe_dispatch_start(lm_plan *p, lm_tensor *x, lm_tensor *weights) {
+    int st = dispatch_start(p, x);
+    if (st == LM_OK && weights && p->once) st = lm__weights_start(p, weights);
+    if (st != LM_OK) lm__settle(p, LM_LEG_DISPATCH);
     return st;
 }
 
 int lm_moe_dispatch(lm_plan *p, lm_tensor *x, lm_tensor **out) {
-    lm_tensor *dense = NULL, *copies = NULL, *received = NULL, *y = NULL;
-    lm_node *n = NULL;
-    int st = check_rows("dispatch", x, p->tokens, "tokens");
-    if (st == LM_OK) st = lm__tensor_dense(x, x->dtype, &dense);
-    if (st == LM_OK) st = lm__rows_gather(dense, p->token_of, p->wire.leaving, &copies);
-    if (st == LM_OK) st = lm__parcels_forth(p, LM_LEG_DISPATCH, copies, &received);
-    if (st == LM_OK) st = lm__rows_gather(received, p->arrival_of, p->arrivals, &y);
-    if (st == LM_OK) st = lm__record("dispatch", dispatch_backward, 1, &x, 1, &y, &n);
-    lm__hold_plan(n, p);
-    lm_tensor_release(received);
-    lm_tensor_release(copies);
-    lm_tensor_release(dense);
-    return lm__finish(st, y, out);
-}
-
-/* ---- combine ---- */
-
-static const float *floats(const lm_tensor *t) { return (const float *)(const void *)t->data; }
-
-/* Weights applied at home: gives the rows that came back, which backward needs. */
-static int combine_at_home(lm_plan *p, lm_tensor *x, lm_tensor *weights, lm_tensor **out,
-                           lm_tensor **rows) {
-    lm_tensor *received;
-    int st = lm__rows_gather(x, p->arrival_at, p->arrivals, &received);
-    if (st != LM_OK) return st;
-    st = lm__parcels_back(p, LM_LEG_COMBINE, received, rows);
-    lm_tensor_release(received);
-    if (st != LM_OK) return st;
-    return lm__rows_sum(*rows, p->tokens, p->top_k, floats(weights), p->row_of, out);
-}
-
-static int combine_at_home_backward(lm_plan *p, lm_tensor *dy, lm_tensor *rows,
-                                    lm_tensor *weights, lm_tensor *dw, lm_tensor **dx) {
-    lm_tensor *d_rows = NULL, *copies = NULL, *received = NULL;
-    int st = lm__tensor_like(rows, rows->dtype, &d_rows);
-    if (st == LM_OK)
-        st = lm__ran("combine", lm__kernels(rows)->combine_bwd(
-                                    rows->dtype, p->tokens, p->top_k, rows->shape[1],
-                                    d_rows->data, (float *)(void *)dw->data, dy->data,
-                                    rows->data, floats(weights), p->row_of));
-    if (st == LM_OK) st = lm__rows_gather(d_rows, p->parcel_at, p->wire.leaving, &copies);
-    if (st == LM_OK) st = lm__parcels_forth(p, LM_LEG_COMBINE_BACKWARD, copies, &received);
-    if (st == LM_OK) st = lm__rows_gather(received, p->arrival_of, p->arrivals, dx);
-    lm_tensor_release(received);
-    lm_tensor_release(copies);
-    lm_tensor_release(d_rows);
-    return st;
-}
-
-/* Even a rank whose rows or weights want no gradient takes part: others may wait for its rows.
- */
-static int combine_backward(lm_node *n) {
-    lm_plan *p = n->extra;
-    lm_tensor *x, *weights, *dy = NULL, *dx = NULL, *dw = NULL;
-    int st = lm__saved(n, 0, &x);
-    if (st == LM_OK) st = lm__saved(n, 1, &weights);
-    if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), x->dtype, &dy);
-    if (st == LM_OK) st = lm_tensor_full(LM_F32, 2, (int64_t[]){p->tokens, p->top_k}, 0, &dw);
-    if (st == LM_OK)
-        st = p->once ? lm__combine_once_backward(p, dy, x, weights, dw, &dx)
-                     : combine_at_home_backward(p, dy, x, weights, dw, &dx);
-    if (st == LM_OK) {
-        lm_tensor_retain(dw);
-        st = lm__give(n, 1, dw);
-    }
-    if (st == LM_OK) st = lm__give(n, 0, dx), dx = NULL;
-    lm_tensor_release(dx);
-    lm_tensor_release(dw);
-    lm_tensor_release(dy);
-    return st;
-}
-
-int lm_moe_combine(lm_plan *p, lm_tensor *x, lm_tensor *weights, lm_tensor **out) {
-    char text[96];
-    lm_tensor *dense = NULL, *w = NULL, *y = NULL;
-    lm_tensor *kept = NULL; /* what backward needs besides: rows at home, or weights away */
-    lm_node *n = NULL;
-    int st = check_rows("combine", x, p->arrivals, "arrivals");
-    if (st == LM_OK) st = lm__floating("combine", weights);
-    if (st == LM_OK &&
-        (weights->ndim != 2 || weights->shape[0] != p->tokens || weights->shape[1] != p->top_k))
-        st = lm_fail(LM_ESHAPE, "combine: weights are %s, but the plan has %lld tokens, top %d",
-                     lm__describe(weights, text), (long long)p->tokens, p->top_k);
-    if (st == LM_OK) st = lm__tensor_dense(x, x->dtype, &dense);
-    if (st == LM_OK) st = lm__tensor_dense(weights, LM_F32, &w);
-    if (st == LM_OK)
-        st = p->once ? lm__combine_once(p, dense, w, &y, &kept)
-                     : combine_at_home(p, dense, w, &y, &kept);
-    if (st == LM_OK)
-        st = lm__record("combine", combine_backward, 2, (lm_tensor *[]){x, weights}, 1, &y, &n);
-    if (st == LM_OK) st = lm__save(n, 0, p->once ? dense : kept);
-    if (st == LM_OK) st = lm__save(n, 1, p->once ? kept : w);
-    lm__hold_plan(n, p);
-    lm_tensor_release(kept);
-    lm_tensor_release(w);
-    lm_tensor_release(dense);
-    return lm__finish(st, y, out);
+    int st = dispatch_start(p, x);
+    return st == LM_OK ? lm_moe_dispatch_finish(p, out) : st;
 }

@@ -2,7 +2,8 @@
  *
  * The arrivals are sorted by expert, so each expert's rows are one block, and
  * an expert without rows costs nothing. Gradients of the weights are added
- * straight into a leaf's f32 gradient. */
+ * straight into a leaf's f32 gradient. Other rows may be on their way meanwhile
+ * (part.c): messages are looked after before each product. */
 #include "runtime/moe/plan_impl.h"
 #include "runtime/ops/op.h"
 
@@ -50,7 +51,9 @@ static int linear_backward(lm_node *n) {
     if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), x->dtype, &dy);
     if (st != LM_OK) return st;
     int64_t out = w->shape[1], in = w->shape[2];
+    lm_dist_progress();
     if (lm__wants(n, 0)) st = input_gradient(n, p, dy, x, w);
+    lm_dist_progress();
     if (st == LM_OK && lm__wants(n, 1)) {
         st = gradient_of(n, 1, w, &grad, &own, &fresh);
         if (st == LM_OK)
@@ -105,6 +108,7 @@ int lm_moe_linear(lm_plan *p, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
     if (st == LM_OK) st = lm__tensor_dense(weight, dtype, &dw);
     if (st == LM_OK && bias) st = lm__tensor_dense(bias, bias->dtype, &db);
     if (st == LM_OK) st = lm_tensor_new(dtype, 2, (int64_t[]){p->arrivals, dw->shape[1]}, &y);
+    lm_dist_progress();
     if (st == LM_OK) {
         st = lm__kernels(x)->grouped_gemm(
             p->local_experts, p->offsets, dw->shape[1], dw->shape[2], y->data, dtype, dx->data,

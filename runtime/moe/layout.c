@@ -180,7 +180,7 @@ static bool in_turn(const lm__plan_heads *heads, const int *data_rank, lm__layou
     return true;
 }
 
-static void count_kept(const lm_plan *p, int64_t *mine) {
+void lm__count_kept(const lm_plan *p, int64_t *mine) {
     for (int64_t r = 0; r < p->tokens * p->top_k; r++)
         if (p->expert_id[r] >= 0 && !p->dropped[r]) mine[p->expert_id[r]]++;
 }
@@ -228,26 +228,33 @@ static void add_up_arrivals(lm_plan *p, const lm__layout *l) {
     p->offsets[p->local_experts] = p->arrivals;
 }
 
-int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, lm_group *data, lm_group *expert) {
+int lm__plan_order(lm_plan *p, const lm__layout *l) {
+    int st = lm__wire_new(p, &p->wire);
+    if (st == LM_OK)
+        st = lm__plan_array(p, p->local_experts + 1, sizeof *p->offsets, &p->offsets);
+    if (st != LM_OK) return st;
+    add_up_arrivals(p, l);
+    for (int64_t r = 0; r < p->tokens * p->top_k; r++) p->row_of[r] = -1;
+    if (p->once) return lm__once_layout(p, l);
+    st = leave(p, l);
+    return st == LM_OK ? arrive(p, l) : st;
+}
+
+int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, const lm_plan_spec *spec,
+                    lm_group *data, lm_group *expert) {
     lm__layout l = {0};
     int *data_rank = NULL;
     int st = layout_new(p, expert, &l);
     if (st == LM_OK && !(data_rank = malloc((size_t)l.ranks * sizeof *data_rank)))
         st = no_memory();
     if (st == LM_OK) st = find_data_ranks(data, expert, l.ranks, data_rank);
-    if (st == LM_OK) st = lm__wire_new(p, &p->wire);
-    if (st == LM_OK)
-        st = lm__plan_array(p, p->local_experts + 1, sizeof *p->offsets, &p->offsets);
-    if (st == LM_OK) count_kept(p, l.kept + (int64_t)l.rank * p->experts);
+    if (st == LM_OK) lm__count_kept(p, l.kept + (int64_t)l.rank * p->experts);
     if (st == LM_OK && l.ranks > 1) {
         st = gather_kept(p, heads, data_rank, &l);
         l.in_turn = in_turn(heads, data_rank, &l);
     }
-    if (st == LM_OK) add_up_arrivals(p, &l);
-    for (int64_t r = 0; r < p->tokens * p->top_k; r++) p->row_of[r] = -1;
-    if (st == LM_OK && p->once) st = lm__once_layout(p, &l);
-    if (st == LM_OK && !p->once) st = leave(p, &l);
-    if (st == LM_OK && !p->once) st = arrive(p, &l);
+    if (st == LM_OK) st = lm__plan_order(p, &l);
+    if (st == LM_OK && spec->parts > 1) st = lm__plan_divide(p, spec->parts, &l, spec);
     free(data_rank);
     free(l.order);
     free(l.kept);

@@ -27,14 +27,26 @@ int lm__plan_array(lm_plan *p, int64_t count, size_t size, void *out) {
     return LM_OK;
 }
 
-void lm_plan_retain(lm_plan *p) { p->refs++; }
+void lm_plan_retain(lm_plan *p) { (p->whole ? p->whole : p)->refs++; }
 
-void lm_plan_release(lm_plan *p) {
-    if (!p || --p->refs > 0) return;
+static void plan_free(lm_plan *p) {
+    if (!p) return;
+    for (int i = 0; i < p->parts; i++) plan_free(p->part[i]);
+    for (int i = 0; i < 2 * LM_LEGS; i++) {
+        lm__carry_drop(p->flight[i].carry);
+        lm_tensor_release(p->flight[i].from);
+        lm_tensor_release(p->flight[i].to);
+    }
     for (int i = 0; i < p->blocks; i++)
         lm__memory_free(p->block[i].data, p->block[i].bytes, p->block[i].purpose);
-    lm_group_release(p->expert);
+    if (!p->whole) lm_group_release(p->expert);
+    free(p->part);
     free(p);
+}
+
+void lm_plan_release(lm_plan *p) {
+    if (p && p->whole) p = p->whole;
+    if (p && --p->refs == 0) plan_free(p);
 }
 
 /* ---- 1. this rank's routes ---- */
@@ -62,6 +74,7 @@ static int check_spec(const lm_plan_spec *s, const lm_group *expert) {
                        etp, ranks);
     if (s->way < LM_WAY_DIRECT || s->way > LM_WAY_TWO_LEVEL)
         return lm_fail(LM_EARG, "plan: no way has number %d", s->way);
+    if (s->parts < 0) return lm_fail(LM_EARG, "plan: %d parts", s->parts);
     for (int e = 0; s->owner && e < s->experts; e++)
         if (s->owner[e] < 0 || s->owner[e] >= ranks / etp)
             return lm_fail(LM_EARG, "plan: expert %d belongs to place %d of %d", e, s->owner[e],
@@ -239,7 +252,8 @@ static int place_experts(lm_plan *p, const int32_t *owner, lm_group *expert) {
 /* How rows travel. One rank alone has nobody to send to. */
 static int choose_way(lm_plan *p, const lm_plan_spec *s) {
     int ranks = lm__plan_ranks(p);
-    p->once = s->once && p->expert;
+    p->once =
+        s->once && p->expert && s->parts <= 1; /* of parts, each is; the whole moves nothing */
     p->way = s->way;
     int st = lm__plan_array(p, LM_LEGS * ranks * 3, sizeof *p->traffic, &p->traffic);
     if (st == LM_OK) st = lm__plan_array(p, ranks, sizeof *p->host, &p->host);
@@ -278,7 +292,7 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
     st = exchange_heads(p, &heads, data, rank, st);
     if (st == LM_OK) add_up(p, &heads, s->capacity_factor);
     if (st == LM_OK && p->over) st = lm__plan_select(p, s, data);
-    if (st == LM_OK) st = lm__plan_layout(p, &heads, data, expert);
+    if (st == LM_OK) st = lm__plan_layout(p, &heads, s, data, expert);
     if (st == LM_OK) take_hash(p);
     free(heads.words);
     if (st == LM_OK) *out = p;
@@ -289,6 +303,8 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
 /* ---- what it says ---- */
 
 double lm_plan_tokens(const lm_plan *p) { return (double)p->tokens; }
+int lm_plan_parts(const lm_plan *p) { return p->parts; }
+lm_plan *lm_plan_part(const lm_plan *p, int part) { return p->part[part]; }
 int lm_plan_top_k(const lm_plan *p) { return p->top_k; }
 int lm_plan_experts(const lm_plan *p) { return p->experts; }
 int lm_plan_local_experts(const lm_plan *p) { return p->local_experts; }

@@ -21,6 +21,12 @@ typedef struct lm__wire {
     int64_t leaving, arriving; /* sums of sends, of receives */
 } lm__wire;
 
+/* One leg under way, between its start and its finish (exchange.c). */
+typedef struct lm__flight {
+    struct lm__carry *carry;
+    lm_tensor *from, *to;
+} lm__flight;
+
 struct lm_plan {
     int refs;
     int64_t tokens, rows, arrivals;
@@ -61,8 +67,13 @@ struct lm_plan {
 
     lm_group *expert; /* NULL: this process alone */
     int way;
-    int32_t *host;    /* [ranks of expert group] */
-    int64_t *traffic; /* [LM_LEGS, ranks, 3] */
+    int32_t *host;                  /* [ranks of expert group] */
+    int64_t *traffic;               /* [LM_LEGS, ranks, 3] */
+    lm__flight flight[2 * LM_LEGS]; /* parcels on their way, and what is no parcel */
+
+    lm_plan *whole; /* of a part: the plan that it is a part of, and that owns it */
+    int parts;      /* of a whole, or 0 */
+    lm_plan **part; /* [parts]: the same for some of the tokens each */
 
     int blocks;
     lm__plan_block block[LM_PLAN_BLOCKS];
@@ -113,7 +124,12 @@ typedef struct lm__layout { /* what is known of the expert group */
     bool in_turn;    /* or, when their ranges overlap, false */
 } lm__layout;
 
-int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, lm_group *data, lm_group *expert);
+int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, const lm_plan_spec *spec,
+                    lm_group *data, lm_group *expert);
+int lm__plan_order(lm_plan *p, const lm__layout *l);  /* the same, once that is known */
+void lm__count_kept(const lm_plan *p, int64_t *mine); /* [experts]: this rank's rows */
+/* part.c: p in n parts by its tokens. */
+int lm__plan_divide(lm_plan *p, int parts, lm__layout *l, const lm_plan_spec *spec);
 /* once.c: the same when a token goes to a place once. */
 int lm__once_layout(lm_plan *p, const lm__layout *l);
 /* For both: parcel i is of local token token[i], and parcels lie by place. */
@@ -129,16 +145,36 @@ typedef struct lm__load {
     int64_t each;
 } lm__load;
 
+/* Things on their way. */
+typedef struct lm__carry {
+    lm_plan *plan; /* borrowed */
+    const lm__wire *wire;
+    lm__load load;
+    const char *from;
+    char *to;
+    lm_async *flight;
+    int (*then)(struct lm__carry *); /* after the flight; or NULL */
+    void *room;                      /* for what is packed */
+    int64_t room_bytes, arrived_at;  /* arrived_at: in room */
+    int room_purpose;
+} lm__carry;
+
 int lm__wire_new(lm_plan *p, lm__wire *w); /* its arrays, all 0 */
 /* Once sends and receives are known: sums; and pairs, where the way needs them (collective). */
 int lm__wire_ready(lm_plan *p, lm__wire *w);
-int lm__wire_carry(lm_plan *p, const lm__wire *w, const lm__load *load, const void *from,
-                   void *to);
-/* rows[r] things to each rank, exactly; counted. */
+/* from and to stay as they are until the wait. */
+int lm__carry_start(lm_plan *p, const lm__wire *w, const lm__load *load, const void *from,
+                    void *to, lm__carry **out);
+int lm__carry_wait(lm__carry *c);  /* frees it, as does */
+void lm__carry_drop(lm__carry *c); /* NULL is a no-op */
+/* sends[r] things to each rank, exactly; counted. */
 int lm__wire_swap(lm_plan *p, const lm__load *load, const void *from, const int64_t *sends,
                   void *to, const int64_t *receives);
+/* For the ways: the same without waiting; and room. */
+int lm__carry_swap(lm__carry *c, const void *from, const int64_t *sends, void *to,
+                   const int64_t *receives);
+int lm__carry_room(lm__carry *c, int64_t bytes);
 /* two_level.c */
-int lm__carry_two_level(lm_plan *p, const lm__wire *w, const lm__load *load, const void *from,
-                        void *to);
+int lm__carry_two_level(lm__carry *c);
 
 #endif

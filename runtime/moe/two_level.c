@@ -6,6 +6,7 @@
  *      the sender's number on its own host (modulo the host's ranks);
  *   2. inside: every rank gives each rank of its host what it has for it, its own
  *      things and those it was handed for others.
+ * The first step may go on while the rank computes; the second, short, is waited for.
  * Blocks of things (source, destination) keep their order throughout, so that what
  * comes out is what a direct exchange gives. Hosts may have different sizes, and
  * their ranks any numbers. */
@@ -25,9 +26,9 @@ typedef struct map {
     int *size;   /* of a rank's host */
 } map;
 
-static int map_new(const lm_plan *p, const lm__wire *w, bool back, map *m) {
-    int ranks = lm__plan_ranks(p);
-    *m = (map){ranks, lm_group_rank(p->expert), p->host, w->pairs, back, NULL, NULL};
+static int map_new(const lm__carry *c, map *m) {
+    int ranks = lm__plan_ranks(c->plan), me = lm_group_rank(c->plan->expert);
+    *m = (map){ranks, me, c->plan->host, c->wire->pairs, c->load.back, NULL, NULL};
     m->number = calloc(2 * (size_t)ranks, sizeof *m->number);
     if (!m->number) return lm_fail(LM_EOOM, "moe: no memory for an exchange");
     m->size = m->number + ranks;
@@ -152,34 +153,45 @@ static void unpack(const map *m, const char *in, int64_t each, char *to) {
     }
 }
 
-int lm__carry_two_level(lm_plan *p, const lm__wire *w, const lm__load *load, const void *from,
-                        void *to) {
+static int hand_on(lm__carry *c) {
     map m = {0};
-    step a = {0}, b = {0};
-    int st = map_new(p, w, load->back, &m);
-    if (st == LM_OK) st = step_new(m.ranks, &a);
-    if (st == LM_OK) st = step_new(m.ranks, &b);
+    step s = {0};
+    const char *across = (const char *)c->room + c->arrived_at;
+    lm__carry inside = {.plan = c->plan, .load = c->load};
+    int st = map_new(c, &m);
+    if (st == LM_OK) st = step_new(m.ranks, &s);
     if (st == LM_OK) {
-        count_across(&m, &a);
-        count_inside(&m, &b);
-        void *room = NULL;
-        int purpose, before = lm_memory_set_purpose(LM_MEM_EXCHANGE);
-        int64_t bytes = (a.out + a.in + b.out + b.in) * load->each + 1;
-        st = lm__memory_alloc(bytes, &room, &purpose);
-        lm_memory_set_purpose(before);
-        if (st == LM_OK) {
-            char *a_out = room, *a_in = a_out + a.out * load->each;
-            char *b_out = a_in + a.in * load->each, *b_in = b_out + b.out * load->each;
-            pack_across(&m, from, load->each, a_out);
-            st = lm__wire_swap(p, load, a_out, a.sends, a_in, a.receives);
-            if (st == LM_OK) pack_inside(&m, from, a_in, load->each, b_out);
-            if (st == LM_OK) st = lm__wire_swap(p, load, b_out, b.sends, b_in, b.receives);
-            if (st == LM_OK) unpack(&m, b_in, load->each, to);
-            lm__memory_free(room, bytes, purpose);
-        }
+        count_inside(&m, &s);
+        st = lm__carry_room(&inside, (s.out + s.in) * c->load.each);
     }
-    free(a.sends);
-    free(b.sends);
+    if (st == LM_OK) {
+        char *out = inside.room, *in = out + s.out * c->load.each;
+        pack_inside(&m, c->from, across, c->load.each, out);
+        st = lm__wire_swap(c->plan, &c->load, out, s.sends, in, s.receives);
+        if (st == LM_OK) unpack(&m, in, c->load.each, c->to);
+    }
+    if (inside.room) lm__memory_free(inside.room, inside.room_bytes, inside.room_purpose);
+    free(s.sends);
+    free(m.number);
+    return st;
+}
+
+int lm__carry_two_level(lm__carry *c) {
+    map m = {0};
+    step s = {0};
+    int st = map_new(c, &m);
+    if (st == LM_OK) st = step_new(m.ranks, &s);
+    if (st == LM_OK) {
+        count_across(&m, &s);
+        c->arrived_at = s.out * c->load.each;
+        st = lm__carry_room(c, (s.out + s.in) * c->load.each);
+    }
+    if (st == LM_OK) {
+        pack_across(&m, c->from, c->load.each, c->room);
+        st = lm__carry_swap(c, c->room, s.sends, (char *)c->room + c->arrived_at, s.receives);
+        c->then = hand_on;
+    }
+    free(s.sends);
     free(m.number);
     return st;
 }

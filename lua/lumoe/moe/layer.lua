@@ -241,9 +241,11 @@ function Layer:forward(x, tags)
   local routed, choice = route(self, rows, flat, own, own_valid)
 
   local weights = routed:weights(dist.slice_rows(choice.scores, group), self.normalize)
-  local arrivals = routed:dispatch(dist.slice_rows(rows, group))
-  local results = self.recompute and recompute(self.experts, arrivals, routed) or self.experts(arrivals, routed)
-  local y = dist.gather_rows(routed:combine(results, weights), group, rows:size(0))
+  local part_of_y = routed:through(dist.slice_rows(rows, group), weights, function(arrivals, part)
+    if self.recompute then return recompute(self.experts, arrivals, part) end
+    return self.experts(arrivals, part)
+  end)
+  local y = dist.gather_rows(part_of_y, group, rows:size(0))
   if not recompute.repeating() then
     self._counts:add(routed, own)
     self.last_plan = routed

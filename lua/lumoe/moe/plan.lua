@@ -42,9 +42,10 @@ local function data(t, ctype) return t and ffi.cast(ctype, t:data_ptr()) or nil 
 ---@field way string      'direct'; 'padded', as much between any two ranks as between the busiest two (to
 ---                        compare with); or 'two_level', few messages between hosts
 ---@field hosts integer[]? two_level: the host of each rank of the expert group; by default as they are
+---@field parts integer   so many parts of the tokens, of which one travels while another is with the experts
 
 local SHORT = { rows = {}, once = { once = true }, padded = { way = 'padded' }, two_level = { way = 'two_level' } }
-local OPTIONS = { once = true, way = true, hosts = true }
+local OPTIONS = { once = true, way = true, hosts = true, parts = true }
 
 --- An exchange from its short name ('rows', 'once', 'padded', 'two_level'), a table or nil.
 ---@return lumoe.Exchange
@@ -61,7 +62,11 @@ function plan.exchange(given, who)
   if not WAY[way] then
     status.argument("%s: exchange.way must be 'direct', 'padded' or 'two_level', not %s", who, tostring(way))
   end
-  return { once = given.once == true, way = way, hosts = given.hosts }
+  local parts = given.parts or 1
+  if type(parts) ~= 'number' or parts < 1 or parts % 1 ~= 0 then
+    status.argument('%s: exchange.parts must be a whole number from 1, not %s', who, tostring(parts))
+  end
+  return { once = given.once == true, way = way, hosts = given.hosts, parts = parts }
 end
 
 -- ---- making one ----------------------------------------------------------------------------
@@ -90,13 +95,21 @@ function plan.new(o)
     hosts = ffi.new('int32_t[?]', o.mesh.expert.size, exchange.hosts)
   end
   spec.once, spec.way, spec.hosts = exchange.once and 1 or 0, WAY[exchange.way], hosts
+  spec.parts = exchange.parts
   spec.seed, spec.stream = o.seed or 0, o.stream or 0
   check(C.lm_plan_new(spec, o.mesh.tokens.pointer, o.mesh.expert.pointer, plan_out))
   local p = ffi.gc(plan_out[0], C.lm_plan_release)
   local capacity = C.lm_plan_capacity(p)
-  return setmetatable({ pointer = p, tokens = o.tokens, top_k = o.top_k, experts = o.experts,
+  local made = setmetatable({ pointer = p, tokens = o.tokens, top_k = o.top_k, experts = o.experts,
     capacity = capacity >= 0 and capacity or nil, valid_tokens = C.lm_plan_valid_tokens(p),
-    hash = ffi.string(C.lm_plan_hash(p)), mesh = o.mesh, hosts = hosts }, Plan)
+    hash = ffi.string(C.lm_plan_hash(p)), mesh = o.mesh, parts = {} }, Plan)
+  for i = 1, C.lm_plan_parts(p) do -- each keeps the whole alive
+    local part = C.lm_plan_part(p, i - 1)
+    C.lm_plan_retain(part)
+    made.parts[i] = setmetatable({ pointer = ffi.gc(part, C.lm_plan_release), tokens = C.lm_plan_tokens(part), parts = {} },
+      { __index = made })
+  end
+  return made
 end
 
 -- Calls op; where memory is short, once more after Lua has let go of what it lost. Not over several
@@ -122,6 +135,41 @@ end
 --- x [arrivals, dim], weights [tokens, top_k] -> [tokens, dim].
 function Plan:combine(x, weights)
   return run(self, C.lm_moe_combine, pointer(x, 'combine', 'x'), pointer(weights, 'combine', 'weights'), out)
+end
+
+-- Part after part: while one is with the experts, the next is on its way to them and the one before on its way
+-- home. Backward mirrors it, since it goes through the same halves in the other order.
+local function in_parts(self, x, weights, experts)
+  local rows, w, first, home = {}, {}, 0, {}
+  for i, part in ipairs(self.parts) do
+    rows[i], w[i] = x[{ { first, first + part.tokens } }], weights[{ { first, first + part.tokens } }]
+    first = first + part.tokens
+  end
+  local function leave(i)
+    if not self.parts[i] then return end
+    check(C.lm_moe_dispatch_start(self.parts[i].pointer, pointer(rows[i], 'dispatch', 'x'), pointer(w[i], 'combine', 'weights')))
+  end
+  leave(1)
+  for i, part in ipairs(self.parts) do
+    local arrivals = run(part, C.lm_moe_dispatch_finish, out)
+    leave(i + 1)
+    local results = experts(arrivals, part)
+    check(C.lm_moe_combine_start(part.pointer, pointer(results, 'combine', 'x'), pointer(w[i], 'combine', 'weights')))
+  end
+  for i, part in ipairs(self.parts) do
+    home[i] = run(part, C.lm_moe_combine_finish, pointer(w[i], 'combine', 'weights'), out)
+  end
+  return tensor.cat(home, 0)
+end
+
+--- x [tokens, dim] to the experts and back: [tokens, dim], weighed. experts(arrivals, plan) -> [arrivals, dim] is
+-- called with a plan's part for each part; an expert's gradients add up over them.
+function Plan:through(x, weights, experts)
+  if #self.parts == 0 then return self:combine(experts(self:dispatch(x), self), weights) end
+  local ok, result = pcall(in_parts, self, x, weights, experts)
+  if ok then return result end
+  C.lm_moe_abandon(self.pointer)
+  error(result, 0)
 end
 
 --- scores [tokens, experts] -> [tokens, top_k]; normalize: 'chosen', 'kept' or false.

@@ -9,6 +9,8 @@ local dist, moe, nn = lumoe.dist, lumoe.moe, lumoe.nn
 
 local file, ep, router, deal, exchange = arg[1], tonumber(arg[2]), arg[3], arg[4], arg[5]
 local mesh = dist.mesh { ep = ep, tp = tonumber(arg[6]), etp = tonumber(arg[7]) }
+local in_parts = exchange == 'parts' -- and forgotten, and computed again
+if in_parts then exchange = { once = true, parts = 3 } end
 local owner = deal == 'mixed' and {} or nil -- experts spread any which way, too
 local BATCH, TIME, DIM, EXPERTS, STEPS = 10, 7, 8, 6, 3
 local rank, size = mesh.data.rank, mesh.data.size
@@ -27,7 +29,7 @@ local Model = nn.class 'Model'
 function Model:init()
   for i = 1, 2 do
     self[i] = moe.Layer { dim = DIM, experts = moe.FFN { experts = EXPERTS, hidden = 12, activation = 'swiglu', bias = true },
-      router = routers[router](), capacity = capacity[router], mesh = mesh, owner = owner, exchange = exchange,
+      router = routers[router](), capacity = capacity[router], mesh = mesh, owner = owner, exchange = exchange, recompute = in_parts,
       balance = { moe.balance.load(0.05), moe.balance.z(0.01), moe.balance.importance(0.02) } }
   end
   self.drop = nn.Dropout(0.2)

@@ -102,6 +102,16 @@ local function compare(what, got, rows, columns, want)
   assert(off <= 1e-5 * most, ('%s is off by %g of %g'):format(what, off, most))
 end
 
+-- The tokens of each rank in part i of n.
+local function part_of(parts, i, n)
+  local some = {}
+  for r, tokens in pairs(parts) do
+    some[r] = {}
+    for t = math.floor(#tokens * (i - 1) / n) + 1, math.floor(#tokens * i / n) do table.insert(some[r], tokens[t]) end
+  end
+  return some
+end
+
 -- The counters are the naive count, exactly.
 local function compare_traffic(routed, b, kept, parts, mesh, owner, dim)
   local ranks = mesh.expert.ranks
@@ -114,11 +124,15 @@ local function compare_traffic(routed, b, kept, parts, mesh, owner, dim)
     for j, r in ipairs(ranks) do o.hosts[j] = dist.host(r) end
   end
   if #ranks == 1 then o.once = false end
-  local want, got = naive_traffic.traffic(b, kept, parts, ranks, o, 4 * dim), routed:traffic()
-  for leg, sent in pairs(want) do
-    for j = 1, #ranks do
+  local want, got = {}, routed:traffic()
+  for i = 1, o.parts do
+    want[i] = naive_traffic.traffic(b, kept, part_of(parts, i, o.parts), ranks, o, 4 * dim)
+  end
+  for leg in pairs(got) do
+    for j = 1, leg ~= 'plan' and #ranks or 0 do
       for i, what in ipairs { 'rows', 'bytes', 'messages' } do
-        local n, w = got[leg][what][j], sent[me][j][i]
+        local n, w = got[leg][what][j], 0
+        for _, part in ipairs(want) do w = w + part[leg][me][j][i] end
         assert(n == w, ('%s of %s to %d: %d, not %d'):format(what, leg, j, n, w))
       end
     end
@@ -155,7 +169,7 @@ local function verify(b, parts, mesh, owner, dim, hidden)
   for _, t in ipairs { A, B, x, w } do t.requires_grad = true end
   local before = dist.counters()
 
-  local y = routed:combine(routed:linear(routed:linear(routed:dispatch(x), A), B), w)
+  local y = routed:through(x, w, function(arrivals, part) return part:linear(part:linear(arrivals, A), B) end)
   ;(y * g):sum():backward()
 
   local ny, dx, dw = naive.tokens(b, kept, mine, dim, hidden)
@@ -184,14 +198,15 @@ for round = 1, rounds do
     owner = {}
     for e = 1, b.experts do owner[e] = random(0, expert.size / etp - 1) end
   end
-  local exchange = { once = random() < 0.5, way = pick { 'direct', 'padded', 'two_level', 'two_level' }, hosts = {} }
+  local exchange = { once = random() < 0.5, way = pick { 'direct', 'padded', 'two_level', 'two_level' }, hosts = {},
+    parts = pick { 1, 1, 2, 3, 5 } }
   for r = 1, expert.size do exchange.hosts[r] = random(1, 3) end
   if random() < 0.3 then exchange.hosts = nil end
   local mesh = { data = data, expert = expert, etp = etp, exchange = exchange }
   local ok, message = pcall(verify, b, parts, mesh, owner, dim, hidden)
   if not ok then
-    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s; %d ranks, etp %d, once %s, %s)'):format(round, message,
-      #b.tokens, b.experts, b.top_k, b.factor, b.select, expert.size, etp, exchange.once, exchange.way))
+    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s; %d ranks, etp %d, once %s, %s, %d parts)'):format(round, message,
+      #b.tokens, b.experts, b.top_k, b.factor, b.select, expert.size, etp, exchange.once, exchange.way, exchange.parts))
   end
 end
 if rank == 0 then print(rounds .. ' rounds') end
