@@ -92,6 +92,9 @@ function plan.new(o)
   spec.owner, spec.etp = o.owner, o.mesh.etp
   local exchange, hosts = o.exchange or plan.exchange(nil, 'plan'), nil
   if exchange.way == 'two_level' and exchange.hosts then
+    if #exchange.hosts ~= o.mesh.expert.size then
+      status.argument('exchange.hosts names %d, but %d ranks hold the experts', #exchange.hosts, o.mesh.expert.size)
+    end
     hosts = ffi.new('int32_t[?]', o.mesh.expert.size, exchange.hosts)
   end
   spec.once, spec.way, spec.hosts = exchange.once and 1 or 0, WAY[exchange.way], hosts

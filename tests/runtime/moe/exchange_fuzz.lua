@@ -202,7 +202,7 @@ for round = 1, rounds do
     parts = pick { 1, 1, 2, 3, 5 } }
   for r = 1, expert.size do exchange.hosts[r] = random(1, 3) end
   if random() < 0.3 then exchange.hosts = nil end
-  local mesh = { data = data, expert = expert, etp = etp, exchange = exchange }
+  local mesh = { data = data, tokens = data, expert = expert, etp = etp, exchange = exchange }
   local ok, message = pcall(verify, b, parts, mesh, owner, dim, hidden)
   if not ok then
     error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s; %d ranks, etp %d, once %s, %s, %d parts)'):format(round, message,
