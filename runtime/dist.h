@@ -8,7 +8,7 @@
  * everywhere, so that routing decided from a sum cannot differ between ranks.
  * Every member of a group calls the same collectives in the same order. A
  * failure is LM_ECOMM; a group on which one failed or was interrupted is broken
- * and says so from then on.
+ * and says so until lm_dist_recover.
  *
  * Buffers are plain CPU memory. A group parameter may be NULL: the world. */
 #ifndef LM_DIST_H
@@ -30,6 +30,10 @@ LM_API int lm_dist_finalize(void);
 LM_API void lm_dist_abort(int code);
 /* For a signal handler: collectives now waiting return LM_ECOMM. */
 LM_API void lm_dist_interrupt(void);
+/* After an interrupt on all ranks, called by all: what was in flight has failed, and every
+ * group can be used again. Waits for the last rank, whatever interrupts come meanwhile. What
+ * interrupted collectives were to write is undefined. */
+LM_API int lm_dist_recover(void);
 
 /* A launcher started this process; needs no transport. */
 LM_API int lm_dist_launched(void);
@@ -75,6 +79,16 @@ LM_API int lm_all_to_all_v(LM_MAYBE lm_group *g, const void *send, const int64_t
 LM_API int lm_dist_agree(LM_MAYBE lm_group *g, int status);
 /* The same, for errors that did not come from C. */
 LM_API int lm_dist_agree_text(LM_MAYBE lm_group *g, int status, LM_MAYBE const char *text);
+
+/* ---- finding what makes ranks wait for ever ----
+ *
+ * LUMOE_DEBUG=collectives: before a collective, its members compare what they are about
+ * to do; where they differ, each gets an error with every one's operation and line of the
+ * script. LUMOE_TIMEOUT=SECONDS (60 in debug mode, else off): a wait that takes longer is an
+ * error that tells what each rank is doing. */
+LM_API int lm_dist_debug(void); /* 1 in debug mode */
+/* A function of C that writes where the script is, as file:line; called in debug mode only. */
+LM_API void lm_dist_where(int (*where)(char *text, int room));
 
 /* ---- without waiting ----
  *

@@ -20,6 +20,11 @@ local C = ffi.load(share .. '/../../lib/liblumoe.so') -- package.loaded anchors 
 local ours, host = pcall(require, 'lumoe.host')
 if ours then
   host.interrupt_wakes(tonumber(ffi.cast('intptr_t', C.lm_dist_interrupt)))
+  if C.lm_dist_debug() == 1 then -- errors name lines, which compiled code does not keep
+    jit.off()
+    jit.flush()
+    C.lm_dist_where(ffi.cast('int (*)(char *, int)', host.where()))
+  end
 end
 
 return C

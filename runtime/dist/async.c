@@ -10,6 +10,7 @@
  * the same on all members, modulo SLOTS. The tag's last user must be done here
  * before it is used again; messages under one tag then never overtake. */
 #include "runtime/dist/dist_impl.h"
+#include "runtime/dist/watch.h"
 #include "runtime/memory.h"
 #include "runtime/tensor_impl.h"
 
@@ -22,6 +23,8 @@
 enum { SPINS = 200, YIELDS = 4000, LEFT_SECONDS = 2 };
 
 static lm_async *in_flight;
+static int recoveries;
+static double waited; /* seconds */
 static volatile int interrupted;
 
 /* ---- one collective ---- */
@@ -32,18 +35,24 @@ static void async_free(lm_async *a) {
     if (*at) *at = a->next;
     if (a->scratch) lm__memory_free(a->scratch, a->scratch_bytes, a->scratch_purpose);
     lm_group_release(a->group);
+    free(a->comparison);
+    free(a->record);
+    free(a->error);
     free(a);
 }
 
 static void fail(lm_async *a, int code, const char *why) {
     if (a->flight && !lm__transport_of_job()->drop(a->flight))
-        a->scratch = NULL; /* MPI still writes there: better lost than used again */
+        a->scratch = NULL, a->comparison = NULL; /* MPI still writes there: better lost */
     a->flight = NULL;
     a->then = NULL;
     a->done = true;
     a->status = code;
     a->group->broken = true;
-    snprintf(a->error, sizeof a->error, "%s over %d ranks: %s", a->name, a->group->size, why);
+    size_t length = strlen(a->name) + strlen(why) + 32;
+    a->error = malloc(length);
+    if (a->error)
+        snprintf(a->error, length, "%s over %d ranks: %s", a->name, a->group->size, why);
 }
 
 /* Runs stages until one has to wait. */
@@ -113,12 +122,15 @@ static void look_for_deserters(lm_async *a, double *deadline) {
     fail(a, LM_ECOMM, why);
 }
 
-static double waited;
-
-double lm_dist_waited(void) { return waited; }
+static void look_at_clock(lm_async *a, double since) {
+    char why[900];
+    if (lm__watch_expired(since, seconds(), why, sizeof why)) fail(a, LM_ECOMM, why);
+}
 
 static void until_done(lm_async *a) {
-    double deadline = 0, begun = a->done ? 0 : seconds();
+    if (a->done) return;
+    double deadline = 0, since = seconds();
+    lm__watch_waits(a, true);
     for (int64_t turn = 0; !a->done; turn++) {
         lm_dist_progress();
         if (a->done) break;
@@ -127,16 +139,21 @@ static void until_done(lm_async *a) {
             lm__async_give_up("interrupted");
         }
         pause_for(turn);
-        if (turn >= YIELDS && turn % 100 == 0) look_for_deserters(a, &deadline);
+        if (turn < YIELDS || turn % 100 != 0) continue;
+        look_for_deserters(a, &deadline);
+        if (!a->done) look_at_clock(a, since);
     }
-    if (begun > 0) waited += seconds() - begun;
+    lm__watch_waits(a, false);
+    waited += seconds() - since;
 }
+
+double lm_dist_waited(void) { return waited; }
 
 int lm_async_wait(lm_async *a) {
     if (!a) return LM_OK;
     until_done(a);
     int st = a->status;
-    if (st != LM_OK) lm_fail(st, "%s", a->error);
+    if (st != LM_OK) lm_fail(st, "%s", a->error ? a->error : a->name);
     async_free(a);
     return st;
 }
@@ -151,6 +168,21 @@ void lm_async_drop(lm_async *a) {
     if (!a) return;
     if (!a->done) fail(a, LM_ECOMM, "dropped");
     async_free(a);
+}
+
+int lm_dist_recover(void) {
+    char error[256] = "";
+    int st = lm_dist_init(), renewed = 0;
+    if (st != LM_OK) return st;
+    lm__async_give_up("interrupted");
+    for (int64_t turn = 0; lm_dist_running() && renewed == 0; turn++) {
+        renewed = lm__transport_of_job()->renew(error);
+        pause_for(turn);
+    }
+    if (renewed < 0) return lm_fail(LM_ECOMM, "recover: %s", error);
+    interrupted = 0;
+    recoveries++;
+    return LM_OK;
 }
 
 /* ---- starting one ---- */
@@ -171,6 +203,11 @@ static lm_async *alloc(int size) {
 }
 
 static int usable(lm_group *g, const char *name) {
+    if (g->recovery != recoveries) {
+        g->recovery = recoveries;
+        g->broken = false;
+        g->started = 0;
+    }
     if (g->broken)
         return lm_fail(LM_ECOMM,
                        "%s: an earlier collective of this group failed or was interrupted",
@@ -189,8 +226,10 @@ int lm__async_new(lm_group *g, const char *name, int (*first)(lm_async *), lm_as
     a->group = g;
     a->name = name;
     a->then = first;
-    *out = a;
-    return LM_OK;
+    st = lm__watch_new(a);
+    if (st == LM_OK) *out = a;
+    else async_free(a);
+    return st;
 }
 
 /* The last user of a's tag has to be done. */
@@ -205,11 +244,13 @@ static void take_tag(lm_async *a) {
 }
 
 int lm__async_start(lm_async *a, int st, lm_async **out) {
+    if (st == LM_OK) st = lm__check(a);
     if (st != LM_OK) {
         async_free(a);
         return st;
     }
     take_tag(a);
+    lm__watch_started(a);
     step(a);
     lm_async **end = &in_flight;
     while (*end) end = &(*end)->next;
@@ -236,7 +277,7 @@ int lm__async_post(lm_async *a, int sends, lm__message *send, int receives,
     const int *world_rank = a->group->world_rank;
     for (int i = 0; i < sends; i++) {
         send[i].peer = world_rank[send[i].peer];
-        lm__traffic_count(send[i].peer, send[i].bytes);
+        if (!a->uncounted) lm__traffic_count(send[i].peer, send[i].bytes);
     }
     for (int i = 0; i < receives; i++) receive[i].peer = world_rank[receive[i].peer];
     if (lm__transport_of_job()->post(a->tag, sends, send, receives, receive, &a->flight,

@@ -1,6 +1,7 @@
 /* dist.c - the world: who started us, the transport to the other ranks, their hosts. */
 #define _GNU_SOURCE /* dladdr */
 #include "runtime/dist/dist_impl.h"
+#include "runtime/dist/watch.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -109,6 +110,7 @@ static int join(int *rank, int *size) {
         st = lm_fail(LM_ECOMM, "%s", error), transport = NULL;
     if (st == LM_OK) atexit(leave); /* runs when liblumoe is closed, before its code goes */
     if (st == LM_OK) st = find_hosts(*size);
+    if (st == LM_OK) st = lm__watch_open(transport, *size, *rank);
     return st;
 }
 

@@ -11,12 +11,16 @@ enum { LM__SLOTS = 64 }; /* collectives of one group that may be in flight at on
 
 struct lm_group {
     int refs;
-    int size, rank; /* rank: of this process within the group */
-    int number;     /* no two groups that share a pair of ranks have the same */
-    int64_t started;
+    int size, rank;  /* rank: of this process within the group */
+    int number;      /* no two groups that share a pair of ranks have the same */
+    int64_t started; /* collectives, since the last recovery */
     bool broken;
+    int recovery;    /* how many there were when it was last used */
     int *world_rank; /* [size] */
 };
+
+typedef struct lm__record lm__record;         /* watch.h */
+typedef struct lm__comparison lm__comparison; /* check.c */
 
 /* One collective under way: stages of messages, each followed by a function. */
 struct lm_async {
@@ -26,9 +30,9 @@ struct lm_async {
     int tag;
     lm__flight *flight;      /* this stage's messages; NULL: they have arrived */
     int (*then)(lm_async *); /* the next stage, NULL after the last: posts messages, sets it */
-    bool done;
+    bool done, uncounted;    /* uncounted: this stage's messages are not the caller's */
     int status;
-    char error[256];
+    char *error; /* NULL: none, or no memory for it */
 
     /* what the stages know */
     char *data, *recv, *scratch;
@@ -39,6 +43,9 @@ struct lm_async {
     char **send, **receive;
     int64_t *sends, *receives;
     lm__message *out, *in; /* room */
+
+    lm__record *record;         /* NULL: nothing is watched */
+    lm__comparison *comparison; /* NULL: not in debug mode */
 };
 
 /* dist.c */

@@ -22,7 +22,9 @@ typedef struct lm__transport {
     const char *name;
     int (*start)(int *rank, int *size, char *error);
     int (*hosts)(int *host, char *error); /* host[size]: the first rank on each rank's host */
-    int (*tags)(void);                    /* messages have tags from 0 to below this */
+    /* Zeroed memory of each rank of this host, [size] pointers, that they all can read. */
+    int (*share)(int64_t bytes, void **of_rank, char *error);
+    int (*tags)(void); /* messages have tags from 0 to below this */
 
     /* Posts these; *out is NULL when none has a byte. Buffers stay the caller's until test has
      * given 1. */
@@ -35,6 +37,9 @@ typedef struct lm__transport {
     /* Takes back what has not arrived. False: something is still being written to. */
     bool (*drop)(lm__flight *f);
 
+    /* From when every rank has got 1 here (0: not yet), messages posted before no longer match
+     * any: to be called until then, by all. */
+    int (*renew)(char *error);
     int (*stop)(char *error); /* after every rank has said goodbye */
     void (*abort)(int code);
 } lm__transport;

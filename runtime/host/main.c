@@ -8,6 +8,7 @@
  * readline: a script pays for what it requires. */
 #include "runtime/host/interrupt.h"
 #include "runtime/host/launcher.h"
+#include "runtime/host/where.h"
 
 #include <lauxlib.h>
 #include <libgen.h>
@@ -144,6 +145,8 @@ static const char paths[] =
  *   interrupted()                the count
  *   interrupt_wakes(address)     a C function to call at an interrupt that raises
  *   refusal                      set by lumoe.status: an error message to show alone
+ *   where()                      the address of a C function (char *text, int room) that
+ *                                writes the line of the script; not from compiled code
  *   run(f, handler)              xpcall for the prompt: the first Ctrl-C raises in
  *                                f, none ends the process; returns the count,
  *                                then what xpcall returns */
@@ -152,6 +155,7 @@ static int open_host(lua_State *L) {
                                          {"interrupted", lm_interrupt_l_count},
                                          {"interrupt_wakes", lm_interrupt_l_wakes},
                                          {"run", lm_interrupt_l_run},
+                                         {"where", lm_where_l_address},
                                          {NULL, NULL}};
     lua_newtable(L);
     luaL_register(L, NULL, functions);
@@ -347,6 +351,7 @@ int main(int argc, char **argv) {
     int st = open_state(L);
     if (!st) {
         lm_interrupt_install(L, under_launcher);
+        lm_where_install(L);
         st = run(L, argc, argv, &cmd);
     }
     int code = st == 0 ? 0 : lm_interrupt_raised() ? INTERRUPTED : 1;

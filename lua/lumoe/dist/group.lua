@@ -128,6 +128,10 @@ function group.gather_texts(text, among)
   return texts
 end
 
+--- After an interrupt on all ranks, called by all of them: the groups, broken since, can be used again.
+-- What the interrupted collectives were to write is undefined.
+function group.recover() check(C.lm_dist_recover()) end
+
 --- Errors of one rank become errors of all: every rank calls this, with nil or its message.
 function group.agree(message, among)
   local st = message and (status.is_refusal(message) and C.LM_EUSER or C.LM_EARG) or 0

@@ -2,8 +2,9 @@
  * when a launcher is there. Linked into liblumoe, libmpi would cost every start
  * its loading and every machine without MPI the whole program.
  *
- * Only nonblocking point-to-point messages on one communicator are used, so
- * that whoever waits (async.c) can look at other things meanwhile. */
+ * Only nonblocking point-to-point messages are used, so that whoever waits
+ * (async.c) can look at other things meanwhile. They go over one communicator
+ * at a time, `comm`, and goodbyes over `job`. */
 #include "runtime/dist/transport.h"
 
 #include <mpi.h>
@@ -13,7 +14,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { CHUNK = 1 << 30, TAG_LEFT = 0, TAG_FIRST = 1, PATIENCE = 4000 };
+enum { CHUNK = 1 << 30, TAG_LEFT = 0, PATIENCE = 4000 };
 
 struct lm__flight {
     int count, receives;   /* the receives come first */
@@ -22,7 +23,9 @@ struct lm__flight {
     MPI_Request request[]; /* [count] */
 };
 
-static MPI_Comm comm = MPI_COMM_NULL;
+static MPI_Comm job = MPI_COMM_NULL, comm = MPI_COMM_NULL;
+static MPI_Comm here = MPI_COMM_NULL; /* the ranks of this host */
+static MPI_Win shared = MPI_WIN_NULL;
 static int my_rank, world_size;
 static char *left; /* [world_size]: said goodbye */
 
@@ -40,10 +43,13 @@ static int start(int *rank, int *size, char *error) {
     int code = MPI_SUCCESS, on = 0;
     MPI_Initialized(&on);
     if (!on) code = MPI_Init(NULL, NULL);
-    if (code == MPI_SUCCESS) code = MPI_Comm_dup(MPI_COMM_WORLD, &comm);
-    if (code == MPI_SUCCESS) code = MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
-    if (code == MPI_SUCCESS) code = MPI_Comm_rank(comm, &my_rank);
-    if (code == MPI_SUCCESS) code = MPI_Comm_size(comm, &world_size);
+    if (code == MPI_SUCCESS) code = MPI_Comm_dup(MPI_COMM_WORLD, &job);
+    if (code == MPI_SUCCESS) code = MPI_Comm_set_errhandler(job, MPI_ERRORS_RETURN);
+    if (code == MPI_SUCCESS) code = MPI_Comm_dup(job, &comm);
+    if (code == MPI_SUCCESS) code = MPI_Comm_rank(job, &my_rank);
+    if (code == MPI_SUCCESS) code = MPI_Comm_size(job, &world_size);
+    if (code == MPI_SUCCESS)
+        code = MPI_Comm_split_type(job, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here);
     if (code != MPI_SUCCESS) return fail(error, "MPI does not start", code);
     left = calloc((size_t)world_size, 1);
     if (!left) return snprintf(error, 256, "MPI does not start: no memory"), -1;
@@ -53,19 +59,37 @@ static int start(int *rank, int *size, char *error) {
 }
 
 static int hosts(int *host, char *error) {
-    MPI_Comm here = MPI_COMM_NULL;
     int first = my_rank; /* rank 0 of `here`, as the ranks keep their order */
-    int code = MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here);
-    if (code == MPI_SUCCESS) code = MPI_Bcast(&first, 1, MPI_INT, 0, here);
-    if (here != MPI_COMM_NULL) MPI_Comm_free(&here);
-    if (code == MPI_SUCCESS) code = MPI_Allgather(&first, 1, MPI_INT, host, 1, MPI_INT, comm);
+    int code = MPI_Bcast(&first, 1, MPI_INT, 0, here);
+    if (code == MPI_SUCCESS) code = MPI_Allgather(&first, 1, MPI_INT, host, 1, MPI_INT, job);
     return code == MPI_SUCCESS ? 0 : fail(error, "MPI does not start", code);
+}
+
+static int share(int64_t bytes, void **of_rank, char *error) {
+    void *mine = NULL;
+    MPI_Group group = MPI_GROUP_NULL, neighbours = MPI_GROUP_NULL;
+    int code = MPI_Win_allocate_shared((MPI_Aint)bytes, 1, MPI_INFO_NULL, here, &mine, &shared);
+    if (code == MPI_SUCCESS) memset(mine, 0, (size_t)bytes);
+    if (code == MPI_SUCCESS) code = MPI_Barrier(here);
+    if (code == MPI_SUCCESS) code = MPI_Comm_group(job, &group);
+    if (code == MPI_SUCCESS) code = MPI_Comm_group(here, &neighbours);
+    for (int r = 0; r < world_size && code == MPI_SUCCESS; r++) {
+        MPI_Aint size;
+        int unit, local;
+        code = MPI_Group_translate_ranks(group, 1, &r, neighbours, &local);
+        of_rank[r] = NULL;
+        if (code == MPI_SUCCESS && local != MPI_UNDEFINED)
+            code = MPI_Win_shared_query(shared, local, &size, &unit, &of_rank[r]);
+    }
+    if (group != MPI_GROUP_NULL) MPI_Group_free(&group);
+    if (neighbours != MPI_GROUP_NULL) MPI_Group_free(&neighbours);
+    return code == MPI_SUCCESS ? 0 : fail(error, "MPI shares no memory", code);
 }
 
 static int tags(void) {
     int *highest = NULL, there = 0;
     MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &highest, &there);
-    return (there ? *highest : 32767) - TAG_FIRST;
+    return there ? *highest : 32767;
 }
 
 /* ---- messages ---- */
@@ -129,9 +153,9 @@ static int post(int tag, int sends, const lm__message *send, int receives,
     if (total == 0) return 0;
     lm__flight *f = flight_new(total);
     if (!f) return snprintf(error, 256, "no memory for %lld requests", (long long)total), -1;
-    int code = post_all(f, receives, receive, TAG_FIRST + tag, false);
+    int code = post_all(f, receives, receive, tag, false);
     f->receives = f->count;
-    if (code == MPI_SUCCESS) code = post_all(f, sends, send, TAG_FIRST + tag, true);
+    if (code == MPI_SUCCESS) code = post_all(f, sends, send, tag, true);
     if (code != MPI_SUCCESS) return drop(f), fail(error, "MPI", code);
     *out = f;
     return 0;
@@ -158,9 +182,8 @@ static int test(lm__flight *f, char *error) {
 static void note_goodbyes(void) {
     int there = 1;
     MPI_Status status;
-    while (MPI_Iprobe(MPI_ANY_SOURCE, TAG_LEFT, comm, &there, &status) == MPI_SUCCESS &&
-           there) {
-        MPI_Recv(NULL, 0, MPI_BYTE, status.MPI_SOURCE, TAG_LEFT, comm, MPI_STATUS_IGNORE);
+    while (MPI_Iprobe(MPI_ANY_SOURCE, TAG_LEFT, job, &there, &status) == MPI_SUCCESS && there) {
+        MPI_Recv(NULL, 0, MPI_BYTE, status.MPI_SOURCE, TAG_LEFT, job, MPI_STATUS_IGNORE);
         left[status.MPI_SOURCE] = 1;
     }
 }
@@ -172,11 +195,30 @@ static int deserter(const lm__flight *f) {
     return -1;
 }
 
+/* A new communicator for messages. The old one stays for good: were its number given to
+ * another, what is still under way on it would arrive there. */
+static int renew(char *error) {
+    static MPI_Request request = MPI_REQUEST_NULL;
+    static MPI_Comm next;
+    int code = MPI_SUCCESS, done = 0;
+    if (request == MPI_REQUEST_NULL) code = MPI_Comm_idup(job, &next, &request);
+    if (code == MPI_SUCCESS) code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    if (code != MPI_SUCCESS) return fail(error, "MPI", code);
+    if (done) {
+        comm = next;
+        return 1;
+    }
+    note_goodbyes();
+    const char *gone = memchr(left, 1, (size_t)world_size);
+    if (!gone) return 0;
+    return snprintf(error, 256, "rank %d has already left the job", (int)(gone - left)), -1;
+}
+
 /* Says goodbye, then waits until all have: MPI_Finalize itself cannot be interrupted. */
 static int stop(char *error) {
     for (int peer = 0; peer < world_size; peer++) {
         if (peer == my_rank) continue;
-        int code = MPI_Send(NULL, 0, MPI_BYTE, peer, TAG_LEFT, comm); /* eager: never waits */
+        int code = MPI_Send(NULL, 0, MPI_BYTE, peer, TAG_LEFT, job); /* eager: never waits */
         if (code != MPI_SUCCESS) return fail(error, "MPI", code);
     }
     left[my_rank] = 1;
@@ -184,15 +226,28 @@ static int stop(char *error) {
         nanosleep(&(struct timespec){0, 500000}, NULL);
     free(left);
     left = NULL;
+    if (shared != MPI_WIN_NULL) MPI_Win_free(&shared);
+    MPI_Comm_free(&here);
     MPI_Comm_free(&comm);
+    MPI_Comm_free(&job);
     int code = MPI_Finalize();
     return code == MPI_SUCCESS ? 0 : fail(error, "MPI_Finalize", code);
 }
 
 static void stop_now(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
 
-static const lm__transport mpi = {"mpi", start,    hosts, tags, post,
-                                  test,  deserter, drop,  stop, stop_now};
+static const lm__transport mpi = {.name = "mpi",
+                                  .start = start,
+                                  .hosts = hosts,
+                                  .share = share,
+                                  .tags = tags,
+                                  .post = post,
+                                  .test = test,
+                                  .deserter = deserter,
+                                  .drop = drop,
+                                  .renew = renew,
+                                  .stop = stop,
+                                  .abort = stop_now};
 
 __attribute__((visibility("default"))) const lm__transport *lm__transport_mpi(void);
 const lm__transport *lm__transport_mpi(void) { return &mpi; }

@@ -2,8 +2,8 @@ local program = os.getenv 'LUMOE' or 'build/bin/lumoe'
 local dist = require('lumoe').dist
 
 local function run(hosts)
-  local pipe = io.popen(('LUMOE_HOSTS=%s mpirun -np 4 --oversubscribe --allow-run-as-root %s tests/lua/dist/counters.lua 2>&1')
-    :format(hosts, program))
+  local launcher = ('LUMOE_DEBUG=collectives LUMOE_HOSTS=%s mpirun -np 4 --oversubscribe --allow-run-as-root'):format(hosts)
+  local pipe = io.popen(('%s %s tests/lua/dist/counters.lua 2>&1'):format(launcher, program))
   local output = pipe:read '*a'
   pipe:close()
   return output

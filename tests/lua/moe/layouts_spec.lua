@@ -1,7 +1,7 @@
 local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
 
 local function run(ranks, program, ...)
-  local command = ('mpirun -np %d --oversubscribe --allow-run-as-root %s tests/lua/moe/%s %s 2>&1; echo "exit $?"')
+  local command = ('LUMOE_DEBUG=collectives mpirun -np %d --oversubscribe --allow-run-as-root %s tests/lua/moe/%s %s 2>&1; echo "exit $?"')
     :format(ranks, lumoe, program, table.concat({ ... }, ' '))
   local pipe = assert(io.popen(command))
   local output = pipe:read '*a'

@@ -1,18 +1,71 @@
--- Run by dist_spec.lua under mpirun: what one rank does wrong, by name.
+-- Run by faults_spec.lua: what the last rank does wrong, by name, while the others go on.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local check = require('lumoe.status').check
 
-local last = C.lm_dist_rank() == C.lm_dist_world_size() - 1
+local size = C.lm_dist_world_size()
+local last = C.lm_dist_rank() == size - 1
+local numbers = ffi.new 'int64_t[1000]'
+
+local function sum(count) check(C.lm_all_reduce(nil, numbers, count, C.LM_I64, C.LM_REDUCE_SUM)) end
+local function broadcast(root) check(C.lm_broadcast(nil, numbers, 400, root)) end
+
+--- Every rank sends every other `bytes`, and expects as many; but the last one sends rank 0 `wrong`.
+local function exchange(bytes, wrong)
+  local sends, receives = ffi.new('int64_t[?]', size), ffi.new('int64_t[?]', size)
+  for r = 0, size - 1 do sends[r], receives[r] = bytes, bytes end
+  if last then sends[0] = wrong end
+  check(C.lm_all_to_all_v(nil, numbers, sends, ffi.new('char[?]', size * bytes), receives))
+end
+
+local function start(count)
+  local out = ffi.new 'lm_async *[1]'
+  check(C.lm_all_reduce_start(nil, numbers, count, C.LM_I64, C.LM_REDUCE_SUM, out))
+  return out[0]
+end
+
+-- { what the last rank does, what the others do }
 local faults = {
-  error = function() error 'no such thing' end,
-  exit = function() os.exit(3) end,
-  leaves = function() os.exit(0) end, -- with success, while the others wait
-  dies = function() ffi.cast('int *', 8)[0] = 1 end,
-  killed = function() os.execute 'kill -9 $PPID' end,
-  other_call = function() check(C.lm_broadcast(nil, ffi.new 'char[4000]', 4000, 1)) end,
+  error = { function() error 'no such thing' end },
+  error_between = { function() -- with collectives under way
+    start(1000)
+    error 'no such thing'
+  end, function() check(C.lm_async_wait(start(1000))) end },
+  exit = { function() os.exit(3) end },
+  leaves = { function() os.exit(0) end }, -- with success, while the others wait
+  dies = { function() ffi.cast('int *', 8)[0] = 1 end },
+  killed = { function() os.execute 'kill -9 $PPID' end },
+  other_call = { function() check(C.lm_broadcast(nil, ffi.new 'char[4000]', 4000, 1)) end },
+  other_count = { function() sum(7) end, function() sum(8) end },
+  other_root = { function() broadcast(1) end, function() broadcast(0) end },
+  other_sizes = { function() exchange(16, 24) end, function() exchange(16) end },
+  other_started = {
+    function() check(C.lm_async_wait(start(3))) end,
+    function()
+      local async = start(4)
+      check(C.lm_async_wait(async))
+    end,
+  },
+  sleeps = { function() os.execute 'sleep 100' end },
+  loops = { function() while true do numbers[1] = numbers[1] + 1 end end },
+  forgets = { function() -- the last collective, and is in another one
+    check(C.lm_barrier(nil))
+    check(C.lm_barrier(nil))
+  end, function()
+    check(C.lm_barrier(nil))
+  end },
 }
+
 check(C.lm_barrier(nil))
-if last then faults[arg[1]]() end
-local x = ffi.new 'int64_t[1]'
-check(C.lm_all_reduce(nil, x, 1, C.LM_I64, C.LM_REDUCE_SUM))
+if arg[1] == 'none' then -- until somebody ends it from outside
+  while true do
+    local async = start(1000)
+    sum(10)
+    exchange(4000, 4000)
+    check(C.lm_async_wait(async))
+  end
+end
+local fault = faults[arg[1]]
+local act = last and fault[1] or fault[2]
+if act then act() end
+sum(1)

@@ -1,7 +1,7 @@
 local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
 
 local function run(ranks, program, argument)
-  local launcher = ranks and ('mpirun -np %d --oversubscribe --allow-run-as-root '):format(ranks) or ''
+  local launcher = ranks and ('LUMOE_DEBUG=collectives mpirun -np %d --oversubscribe --allow-run-as-root '):format(ranks) or ''
   local pipe = assert(io.popen(('%s%s tests/runtime/moe/%s %s 2>&1'):format(launcher, lumoe, program, argument or '')))
   local output = pipe:read '*a'
   pipe:close()
