@@ -37,6 +37,7 @@ function options.parse(arguments)
     option('--experts', 8, count(1), 'Experts in every second layer; 1: a dense model'),
     option('--top-k', 1, count(1), 'Experts that see a token'),
     option('--capacity', 1.25, number, 'Capacity factor; 0: dropless'):argname 'F',
+    p:option('--exchange', 'rows: exact rows; once: a token goes to each rank once (rows)', 'rows'):choices { 'rows', 'once' },
     option('--dropout', 0.1, number, 'Dropout'):argname 'P')
   p:group('Layout',
     option('--ranks', dist.world_size(), count(1), 'Ranks, as many as one likes'),

@@ -11,7 +11,7 @@ local description = {}
 local MODEL = {
   dim = 512, heads = 8, hidden = 2048, vocab = 32000, encoder_layers = 6, decoder_layers = 6,
   experts = 1, top_k = 1, capacity = 0, expert_hidden = false, moe_every = 2, activation = 'relu', expert_bias = false,
-  dropout = 0.1, balance = 0.01,
+  dropout = 0.1, balance = 0.01, exchange = 'rows',
 }
 local BATCH = { sequences = 64, source = 64, target = 64, micro_batches = 1 }
 
@@ -31,12 +31,16 @@ local function numbers(given, defaults, what)
 end
 
 --- Options: dim, heads, hidden, vocab, encoder_layers, decoder_layers; experts (1: dense), top_k, capacity (factor;
--- 0: dropless), expert_hidden (as hidden), moe_every (2), expert_bias (false); activation, dropout, balance.
+-- 0: dropless), expert_hidden (as hidden), moe_every (2), expert_bias (false); activation, dropout, balance;
+-- exchange: 'rows', or 'once', a token to each place once (moe/plan.lua).
 function description.model(given)
   local self = numbers(given or {}, MODEL, 'estimate: model')
   self.expert_hidden = self.expert_hidden or self.hidden
   if self.top_k > self.experts then
     status.argument('estimate: model.top_k is %d, but there are %d experts', self.top_k, self.experts)
+  end
+  if self.exchange ~= 'rows' and self.exchange ~= 'once' then
+    status.argument("estimate: model.exchange is 'rows' or 'once', not %s", tostring(self.exchange))
   end
   if self.encoder_layers < 1 then status.argument 'estimate: model.encoder_layers must be at least 1' end
   self.has_experts = function(i, n) return self.experts > 1 and (n - i) % self.moe_every == 0 end

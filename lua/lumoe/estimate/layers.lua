@@ -123,6 +123,13 @@ local function plan_bytes(tokens, top_k, rows, arrivals, experts)
     + (arrivals > 0 and 2 * block(4 * arrivals) or 0) + 2 * block(8 * experts) + 2 * block(4 * experts) + 3 * block(8)
 end
 
+-- At how many of `places` some of a token's top_k experts are, in expectation: it chooses distinct ones at random.
+local function distinct_places(experts, top_k, places)
+  local none = 1 -- that a place has none of them
+  for i = 0, top_k - 1 do none = none * math.max(0, experts - experts / places - i) / (experts - i) end
+  return places * (1 - none)
+end
+
 --- Routing is taken to be even: every expert gets as many rows, and a capacity factor from 1 drops nothing.
 local function experts(u, tokens)
   local model, mesh = u.context.model, u.context.mesh
@@ -135,16 +142,24 @@ local function experts(u, tokens)
   local keep = model.capacity > 0 and math.min(1, model.capacity) or 1
   local rows = mine * model.top_k * keep
   local share = math.ceil(model.experts / mesh.ep) / model.experts -- of all rows, at the place with most experts
-  local sent, arrivals = rows * mesh.etp, rows * places * share -- each row goes to all slices of its expert
+  local arrivals = rows * places * share -- each row goes to all slices of its expert
   if places > 1 then
-    u:receives(arrivals * dim)
+    local once = model.exchange == 'once'
+    local parcels = once and mine * keep * distinct_places(model.experts, model.top_k, mesh.ep) or rows -- without slices
+    local sent, received = parcels * mesh.etp, parcels * places * share
+    u:receives(received * dim)
     u.loose = u.loose + block(arrivals * dim * u.context.bytes)
     u:saves(sent * dim, nil, true) -- what comes back, kept for the weights' gradient
-    local forth, back = (sent - rows * share) * dim * u.context.bytes, arrivals * (1 - 1 / places) * dim * u.context.bytes
+    local forth, back = (sent - parcels * share) * dim * u.context.bytes, received * (1 - 1 / places) * dim * u.context.bytes
     u:sends('all-to-all', 'expert', 'forward', forth, places - 1) -- dispatch
     u:sends('all-to-all', 'expert', 'forward', back, places - 1) -- combine
     u:sends('all-to-all', 'expert', 'backward', forth, places - 1)
     u:sends('all-to-all', 'expert', 'backward', back, places - 1)
+    if once then -- which rows a parcel is for; weights; their gradients
+      for _, pass in ipairs { 'once', 'forward', 'backward' } do
+        u:sends('all-to-all', 'expert', pass, 4 * (rows * mesh.etp - rows * share), places - 1)
+      end
+    end
   end
   local plan = plan_bytes(mine, model.top_k, rows, places > 1 and arrivals or 0, model.experts)
   u.exchange, u.exchange_plan = u.exchange + 2 * plan, u.exchange_plan + 2 * plan -- and last_plan, until it has this one
