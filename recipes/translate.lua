@@ -4,6 +4,7 @@
 --   ./lumoe recipes/translate.lua                        de fr es it into English, 15 minutes
 --   ./lumoe recipes/translate.lua --langs de,ja --minutes 10 --experts 16
 --   ./lumoe -np 2 recipes/translate.lua --ep 2           experts spread over two processes
+--   ./lumoe -np 4 recipes/translate.lua --ep 2 --tp 2    and every layer cut over pairs of them
 local lumoe = require 'lumoe'
 local comparison = require 'recipes.translate.comparison'
 local corpus = require 'recipes.translate.corpus'
@@ -73,7 +74,7 @@ local own = not opts.no_eval and evaluate(model, result, opts.out, opts)
 -- 4. The dense twin: a token meets as wide a feed-forward part as one expert is; the same tokens.
 if opts.compare_dense then
   local out = path.join(opts.out, 'dense')
-  local twin = tablex.update(tablex.copy(opts), { experts = 1, top_k = 1, ep = 1, steps = result.step })
+  local twin = tablex.update(tablex.copy(opts), { experts = 1, top_k = 1, ep = 1, etp = 1, steps = result.step })
   twin.resume = opts.resume and lumoe.checkpoint.latest(out) ~= nil
   say('\nthe dense twin, %d steps:', twin.steps)
   local dense, dense_result = train(twin, out)

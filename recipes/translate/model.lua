@@ -23,22 +23,23 @@ end
 
 --- opts: those of the recipe, with vocab as the tokenizer has it.
 function Translator:init(opts)
-  self.opts, self.mesh = opts, dist.mesh { ep = opts.ep }
+  local mesh = dist.mesh { tp = opts.tp, ep = opts.ep, etp = opts.etp }
+  self.opts, self.mesh = opts, mesh
   self.scale = math.sqrt(opts.dim)
-  self.embedding = nn.Embedding { opts.vocab, opts.dim, std = opts.dim ^ -0.5 }
+  self.embedding = nn.Embedding { opts.vocab, opts.dim, std = opts.dim ^ -0.5, mesh = mesh, split = 'vocabulary' }
   self.dropout = nn.Dropout(opts.dropout)
   local function layers(class, n)
     local list = {}
     for i = 1, n do
       list[i] = class { dim = opts.dim, heads = opts.heads, hidden = opts.hidden, dropout = opts.dropout, rope = true,
-        recompute = opts.recompute, feed_forward = has_experts(opts, i, n) and experts(opts, self.mesh) or nil }
+        recompute = opts.recompute, mesh = mesh, feed_forward = has_experts(opts, i, n) and experts(opts, mesh) or nil }
     end
     return list
   end
   self.encoder = layers(nn.TransformerEncoderLayer, opts.encoder_layers)
   self.decoder = layers(nn.TransformerDecoderLayer, opts.decoder_layers)
-  self.encoder_norm = nn.LayerNorm { opts.dim }
-  self.decoder_norm = nn.LayerNorm { opts.dim }
+  self.encoder_norm = nn.LayerNorm { opts.dim, mesh = mesh }
+  self.decoder_norm = nn.LayerNorm { opts.dim, mesh = mesh }
 end
 
 local function add(total, aux)
@@ -69,7 +70,7 @@ function Translator:decode(ids, tags, memory, memory_valid, caches)
 end
 
 --- [.., dim] to logits over the vocabulary: the embedding again (Press & Wolf 2017).
-function Translator:logits(x) return x:linear(self.embedding.weight) end
+function Translator:logits(x) return self.embedding:logits(x) end
 
 --- The sum of the losses of a batch's targets, and the auxiliary losses of encoder and decoder, if any: means
 -- over source and target pieces.
@@ -77,7 +78,7 @@ function Translator:loss(batch)
   local memory, aux_encoder = self:encode(batch.src, batch.src_tags)
   local x, aux_decoder = self:decode(batch.tgt_in, batch.tgt_tags, memory, batch.src_tags.valid)
   local nll = x:linear_cross_entropy(self.embedding.weight, batch.tgt_out,
-    { ignore_index = batch.pad, label_smoothing = self.opts.label_smoothing })
+    { ignore_index = batch.pad, label_smoothing = self.opts.label_smoothing, cut = self.embedding.cut })
   return nll, aux_encoder, aux_decoder
 end
 

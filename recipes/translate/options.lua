@@ -81,7 +81,9 @@ function options.parse(arguments)
     p:option('--precision', 'f32, bf16, or auto: bf16 where the CPU has it (auto)', 'auto')
       :choices { 'auto', 'f32', 'bf16' },
     p:flag('--recompute', 'Activation checkpointing: layers are computed again in backward, for less memory'),
-    option('--ep', 1, count(1), 'Ranks over which the experts are spread'):argname 'N')
+    option('--ep', 1, count(1), 'Places over which the experts are spread'):argname 'N',
+    option('--etp', 1, count(1), 'Ranks of a place: each has a slice of its experts'):argname 'N',
+    option('--tp', 1, count(1), 'Ranks that share a batch: heads, hidden sizes and vocabulary are cut over them'):argname 'N')
   group('Output',
     p:option('--out', 'Folder of checkpoints, logs and results (runs/translate)', 'runs/translate'):argname 'DIR',
     p:flag('--resume', 'Go on from the last checkpoint in --out'),
@@ -104,9 +106,13 @@ function options.parse(arguments)
     p:error(('--dim %d, --heads %d: a head must have an even width for rotary positions'):format(opts.dim, opts.heads))
   end
   local ranks = dist.world_size()
-  if ranks % opts.ep ~= 0 then
-    p:error(('--ep %d does not divide the %d rank%s of this job'):format(opts.ep, ranks, ranks == 1 and '' or 's'))
+  local function divides(what, n)
+    if ranks % n ~= 0 then p:error(('%s does not divide the %d rank%s of this job'):format(what, ranks, ranks == 1 and '' or 's')) end
   end
+  divides(('--ep %d'):format(opts.ep), opts.ep)
+  divides(('--ep %d times --etp %d'):format(opts.ep, opts.etp), opts.ep * opts.etp)
+  divides(('--tp %d'):format(opts.tp), opts.tp)
+  if opts.heads % opts.tp ~= 0 then p:error(('--heads %d do not divide among --tp %d ranks'):format(opts.heads, opts.tp)) end
   return opts
 end
 

@@ -13,7 +13,9 @@ return function(where)
   local saved = checkpoint.load(at)
   local opts = saved.extra.opts
   opts.data = nil -- prepared once, it lies in opts.data_dir
-  if dist.world_size() % opts.ep ~= 0 then opts.ep = 1 end -- a checkpoint fits any layout
+  local ranks = dist.world_size() -- a checkpoint fits any layout
+  if ranks % (opts.tp or 1) ~= 0 then opts.tp = 1 end
+  if ranks % (opts.ep * (opts.etp or 1)) ~= 0 then opts.ep, opts.etp = 1, 1 end
   local data = corpus.open(opts)
   corpus.check_tokenizer(data, saved.extra.tokenizer, at)
   local model = training.model(opts)

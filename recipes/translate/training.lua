@@ -26,10 +26,10 @@ end
 -- So micro-batches change nothing but what is decided over each of them: capacity, and the loads that a
 -- balancing loss multiplies with mean scores.
 function training.gradients(model, batches, step, micro_batches)
-  local total, tokens = 0, 0
+  local total, tokens, group = 0, 0, model.mesh.data
   for micro = 0, micro_batches - 1 do
     lumoe.scope(function()
-      local raw = batches:get(step - 1, micro, dist.rank(), dist.world_size())
+      local raw = batches:get(step - 1, micro, group.rank, group.size)
       local nll, encoder, decoder = model:loss(corpus.tensors(raw, batches.pad))
       local loss = nll / raw.step_tgt_tokens
       if encoder then loss = loss + encoder:float() * (raw.micro_src_tokens / raw.step_src_tokens) end
@@ -52,7 +52,7 @@ local function train_step(self, step)
   totals.lr = self.schedule(step)
   self.optimizer:step { lr = totals.lr, grad_scale = optim.clip_scale(totals.grad_norm, opts.clip) }
   self.optimizer:zero_grad()
-  totals.loss = dist.reduce_number(totals.loss)
+  totals.loss = dist.reduce_number(totals.loss, 'sum', self.model.mesh.data)
   return totals
 end
 
@@ -85,12 +85,12 @@ end
 -- without dropout, noise and drops.
 local function valid_loss(self)
   if not self.valid then return nil end
-  local sum, count = 0, 0
+  local sum, count, group = 0, 0, self.model.mesh.data
   self.model:eval()
   lumoe.no_grad(function()
     for step = 0, self.valid.steps - 1 do
       lumoe.scope(function()
-        local raw = self.valid:get(step, 0, dist.rank(), dist.world_size())
+        local raw = self.valid:get(step, 0, group.rank, group.size)
         local batch = corpus.tensors(raw, self.valid.pad)
         batch.src_tags.tokens, batch.tgt_tags.tokens = nil, nil -- sentences of several tasks share numbers
         sum = sum + self.model:loss(batch):item()
@@ -100,7 +100,7 @@ local function valid_loss(self)
   end)
   self.model:train()
   for _, moe in ipairs(self.moe_layers) do moe.layer:reset_stats() end -- they tell of training
-  return dist.reduce_number(sum) / count
+  return dist.reduce_number(sum, 'sum', group) / count
 end
 
 local function save(self, step, loss)

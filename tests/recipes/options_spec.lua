@@ -14,6 +14,8 @@ describe('the command line of recipes/translate.lua', function()
     ['--dim 30, --heads 2: a head must have an even width'] = { dim = 30 },
     ['--minutes and --steps: give one of them'] = { minutes = 1 },
     ['--ep 3 does not divide the 1 rank of this job'] = { ep = 3 },
+    ['--ep 1 times --etp 2 does not divide the 1 rank of this job'] = { etp = 2 },
+    ['--tp 2 does not divide the 1 rank of this job'] = { tp = 2 },
     ["'many' is no number"] = { steps = 'many' },
     ["'1.5' is not a whole number"] = { experts = 1.5 },
     ["'-1' is not in 0 to"] = { capacity = -1 },
@@ -34,13 +36,15 @@ describe('the command line of recipes/translate.lua', function()
   it('says so on ranks, and ends them', function()
     local errors = says({ ep = 3 }, { ranks = 2 })
     assert.truthy(errors:find('--ep 3 does not divide the 2 ranks of this job', 1, true), errors)
+    errors = says({ tp = 2, heads = 1 }, { ranks = 2 })
+    assert.truthy(errors:find('--heads 1 do not divide among --tp 2 ranks', 1, true), errors)
   end)
 
   it('has help on every option', function()
     local code, output = run.shell(run.command('recipes/translate.lua', '--help'))
     assert.equal(0, code)
     for name in pairs(run.TINY) do assert.truthy(output:find('--' .. name, 1, true), name) end
-    for _, name in ipairs { 'minutes', 'seed', 'resume', 'out', 'ep', 'data', 'compare-dense', 'beam', 'micro-batches' } do
+    for _, name in ipairs { 'minutes', 'seed', 'resume', 'out', 'ep', 'etp', 'tp', 'data', 'compare-dense', 'beam', 'micro-batches' } do
       assert.truthy(output:find('--' .. name, 1, true), name)
     end
     for _, script in ipairs { 'evaluate', 'interactive' } do

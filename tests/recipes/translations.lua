@@ -1,17 +1,18 @@
 -- Run by translation_spec.lua on some ranks: translates with an untrained model; rank 0 prints what came out,
 -- what each batch of progress was, and how often each expert was asked.
---   lumoe tests/recipes/translations.lua EXPERTS EP
+--   lumoe tests/recipes/translations.lua EXPERTS EP [ETP TP]
 local lumoe = require 'lumoe'
 local Translator = require 'recipes.translate.model'
 local translation = require 'recipes.translate.translation'
 local cjson = require 'cjson'
 
-local experts, ep = tonumber(arg[1]), tonumber(arg[2])
+local experts, ep, etp, tp = tonumber(arg[1]), tonumber(arg[2]), tonumber(arg[3]), tonumber(arg[4])
 local corpus = { tokenizer = lumoe.text.load 'tests/fixtures/first_steps/spm-500.model', languages = { 'en', 'es' } }
 lumoe.manual_seed(2)
 local model = Translator {
   vocab = corpus.tokenizer.size, dim = 16, heads = 2, hidden = 24, encoder_layers = 2, decoder_layers = 2, dropout = 0,
-  experts = experts, top_k = 1, capacity = 1, noise = 0, balance = 0.01, ep = ep, max_pieces = 64,
+  experts = experts, top_k = 1, capacity = 1, noise = 0, balance = 0.01, ep = ep, etp = etp, tp = tp,
+  max_pieces = 64,
 }
 model:initialize()
 lumoe.no_grad(function() -- opinions, where a fresh model has none but to say the last piece again
