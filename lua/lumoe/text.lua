@@ -74,7 +74,7 @@ end
 
 --- Trains a tokenizer, writes it to `model` and opens it. Ids: pad 0, unk 1, bos 2, eos 3, the symbols.
 -- The same files and options give the same model. Options, beside `model` and `vocab_size`:
---   columns        { path, column } each, columns counted from 1; a path alone: whole lines
+--   columns        { path, column } each, columns counted from 1; a path alone: whole lines; files plain or gzip
 --   lines          a list of sentences instead
 --   symbols        pieces that no text is ever encoded to, such as `<2de>` or `<mask>`
 --   type           'bpe' (default), 'unigram', 'word' or 'char'
@@ -175,7 +175,7 @@ function Tokenizer:piece(id)
   return ffi.string(out[0], tonumber(bytes[0]))
 end
 
---- Encodes columns of a file of tab-separated lines to token streams, one file each, and opens them.
+--- Encodes columns of a file of tab-separated lines, plain or gzip, to token streams, one file each, and opens them.
 -- `outputs[c]` is the stream of column c, counted from 1. Streams made earlier from this very file (by size
 -- and time) with this very tokenizer are taken as they are, unless `force`.
 ---@param path string

@@ -2,7 +2,7 @@
 //
 // The file goes in rounds of blocks of lines: the threads encode one block each, then the
 // blocks are written in order. The result does not depend on the number of threads, and memory
-// holds one round.
+// holds one round (of gzip, the text besides).
 #include "runtime/text/text_impl.h"
 
 #include <system_error>
@@ -96,7 +96,7 @@ int write_round(const std::vector<Block> &blocks, size_t used, Writers *writers)
 
 int encode_file(const lm_text *t, const char *path, int columns, const int32_t *column,
                 const char *const *stream, int threads, int64_t *lines) {
-    lm::MappedText file;
+    lm::TextFile file;
     int st = file.open(path);
     Writers writers;
     for (int c = 0; st == LM_OK && c < columns; c++) {
@@ -104,7 +104,7 @@ int encode_file(const lm_text *t, const char *path, int columns, const int32_t *
         about.vocab = lm_text_size(t);
         about.column = column[c];
         about.model = t->hash;
-        about.source_bytes = static_cast<int64_t>(file.text().size());
+        about.source_bytes = file.bytes();
         about.source_time = file.time();
         lm_stream_writer *writer = nullptr;
         st = lm_stream_create(stream[c], &about, &writer);

@@ -1,4 +1,4 @@
-// lines.cpp - a text file as lines and fields, without copying it.
+// lines.cpp - a text file as lines and fields, without copying it where it is not gzip.
 #include "runtime/text/text_impl.h"
 
 #include <cerrno>
@@ -7,10 +7,30 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
 namespace lm {
 
-int MappedText::open(const char *path) {
+// Unpacks a gzip file, of several members too, as `gzip -d` does.
+static int unpack(const char *path, std::string *out) {
+    gzFile file = gzopen(path, "rb");
+    if (!file) return lm_fail(LM_EIO, "%s: %s", path, std::strerror(errno));
+    int got = 0, code = Z_OK;
+    try {
+        std::vector<char> buffer(1 << 18);
+        while ((got = gzread(file, buffer.data(), static_cast<unsigned>(buffer.size()))) > 0)
+            out->append(buffer.data(), static_cast<size_t>(got));
+    } catch (...) {
+        gzclose(file);
+        throw;
+    }
+    const std::string said = gzerror(file, &code); // a file cut off is an error at its end
+    gzclose(file);
+    if (got < 0 || code < 0) return lm_fail(LM_EIO, "%s: damaged: %s", path, said.c_str());
+    return LM_OK;
+}
+
+int TextFile::open(const char *path) {
     const int fd = ::open(path, O_RDONLY | O_CLOEXEC);
     struct stat about;
     if (fd < 0 || fstat(fd, &about) != 0) {
@@ -23,19 +43,27 @@ int MappedText::open(const char *path) {
     if (!S_ISREG(about.st_mode)) {
         st = lm_fail(LM_EIO, "%s: not a file", path);
     } else if (about.st_size > 0) {
-        size_ = static_cast<size_t>(about.st_size);
-        void *map = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+        bytes_ = static_cast<size_t>(about.st_size);
+        void *map = mmap(nullptr, bytes_, PROT_READ, MAP_PRIVATE, fd, 0);
         mapped_ = map != MAP_FAILED;
-        if (mapped_) data_ = static_cast<const char *>(map);
+        if (mapped_) map_ = static_cast<const char *>(map);
         else st = lm_fail(LM_EIO, "%s: %s", path, std::strerror(errno));
     }
     ::close(fd);
+    if (st == LM_OK && bytes_ > 2 && std::memcmp(map_, "\x1f\x8b", 2) == 0) {
+        unmap();
+        packed_ = true;
+        st = unpack(path, &unpacked_);
+    }
     return st;
 }
 
-MappedText::~MappedText() {
-    if (mapped_) munmap(const_cast<char *>(data_), size_);
+void TextFile::unmap() {
+    if (mapped_) munmap(const_cast<char *>(map_), bytes_);
+    mapped_ = false;
 }
+
+TextFile::~TextFile() { unmap(); }
 
 absl::string_view next_line(absl::string_view *text) {
     const auto *end = static_cast<const char *>(std::memchr(text->data(), '\n', text->size()));

@@ -40,22 +40,28 @@ inline std::string reason(const sentencepiece::util::Status &status) {
     return said.empty() ? whole : said;
 }
 
-// A text file, mapped; lines end with \n, and a \r before it belongs to the end.
-class MappedText {
+// A text file: mapped, or where it is gzip, unpacked into memory. Lines end with \n, and a \r
+// before it belongs to the end.
+class TextFile {
   public:
-    MappedText() = default;
-    MappedText(const MappedText &) = delete;
-    MappedText &operator=(const MappedText &) = delete;
-    ~MappedText();
+    TextFile() = default;
+    TextFile(const TextFile &) = delete;
+    TextFile &operator=(const TextFile &) = delete;
+    ~TextFile();
     int open(const char *path);
-    absl::string_view text() const { return {data_, size_}; }
-    int64_t time() const { return time_; } // of the last change, in ns
+    absl::string_view text() const {
+        return packed_ ? absl::string_view(unpacked_) : absl::string_view(map_, bytes_);
+    }
+    int64_t bytes() const { return static_cast<int64_t>(bytes_); } // on disk
+    int64_t time() const { return time_; }                         // of the last change, in ns
 
   private:
-    const char *data_ = "";
-    size_t size_ = 0;
+    void unmap();
+    const char *map_ = "";
+    size_t bytes_ = 0;
     int64_t time_ = 0;
-    bool mapped_ = false;
+    bool mapped_ = false, packed_ = false;
+    std::string unpacked_;
 };
 
 // Takes the first line off `text`.

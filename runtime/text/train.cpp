@@ -66,7 +66,7 @@ std::vector<int64_t> share_sample(const std::vector<int64_t> &lines, int64_t sam
 }
 
 int sample_columns(const lm_text_training &how, Sentences *out) {
-    std::vector<lm::MappedText> files(static_cast<size_t>(how.columns));
+    std::vector<lm::TextFile> files(static_cast<size_t>(how.columns));
     std::vector<int64_t> lines;
     for (size_t i = 0; i < files.size(); i++) {
         const int st = files[i].open(how.path[i]);

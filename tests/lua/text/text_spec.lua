@@ -206,6 +206,33 @@ describe('encode_tsv', function()
     assert.equal(0, tok:encode_tsv(write('empty.tsv', ''), { dir .. '/e1' })[1].sentences)
   end)
 
+  it('reads gzip as it reads text, and says what is damaged', function()
+    local plain = tok:encode_tsv(files.ru, { dir .. '/p1', dir .. '/p2' })
+    local function gzip(content)
+      local path = write('packed', content)
+      assert.equal(0, os.execute('gzip -kf ' .. path))
+      return read(path .. '.gz')
+    end
+    local rows, half = read(files.ru), 0
+    for _ = 1, 350 do half = rows:find('\n', half + 1, true) end
+    local first = gzip(rows:sub(1, half))
+    local path = write('ru.tsv.gz', first .. gzip(rows:sub(half + 1))) -- two members, one after the other
+    local made, new = tok:encode_tsv(path, { dir .. '/z1', dir .. '/z2' })
+    assert.is_true(new)
+    for column = 1, 2 do
+      assert.equal(700, made[column].sentences)
+      for i = 0, 699, 33 do assert.same(plain[column]:read(i), made[column]:read(i)) end
+    end
+    assert.is_false((select(2, tok:encode_tsv(path, { dir .. '/z1', dir .. '/z2' })))) -- nothing to do again
+    local function trained_on(of)
+      return text.train({ model = dir .. '/z.model', vocab_size = 60, columns = { { of, 1 } } }).hash
+    end
+    assert.equal(trained_on(files.ru), trained_on(path))
+    local cut = write('cut.tsv.gz', first:sub(1, -30))
+    assert.error_matches(function() tok:encode_tsv(cut, { dir .. '/cut' }) end, 'cut.tsv.gz: damaged: ')
+    assert.equal(0, tok:encode_tsv(write('none.gz', gzip ''), { dir .. '/none' })[1].sentences)
+  end)
+
   it('does again only what has changed', function()
     local path = write('twice.tsv', 'open\tgarden\n')
     local outputs = { dir .. '/t1', dir .. '/t2' }
