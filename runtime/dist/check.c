@@ -17,7 +17,7 @@ typedef struct lm__comparison {
     int (*first)(lm_async *); /* the collective's own first stage */
     size_t each;              /* bytes of a record */
     int size;
-    char records[]; /* [size] */
+    _Alignas(lm__record) char records[]; /* [size] */
 } comparison;
 
 static const lm__record *record_of(const comparison *c, int rank) {

@@ -1,4 +1,5 @@
---- What goes wrong on one rank ends the job soon, with the message that says what it was.
+-- slow: starts mpirun thirty times, and looks at the clock
+-- What goes wrong on one rank ends the job soon, with the message that says what it was.
 local clock_gettime = require('posix.time').clock_gettime
 local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
 
