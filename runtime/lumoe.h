@@ -15,6 +15,7 @@
 #include "runtime/ops.h"
 #include "runtime/parallel.h"
 #include "runtime/optim.h"
+#include "runtime/shard.h"
 #include "runtime/data.h"
 #include "runtime/file.h"
 #include "runtime/tier.h"

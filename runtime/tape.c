@@ -5,6 +5,7 @@
  * so visiting reachable nodes in falling order is a topological order. */
 #include "runtime/tape.h"
 #include "runtime/ops.h"
+#include "runtime/shard_impl.h"
 #include "kernels/kernels.h"
 
 #include <stdlib.h>
@@ -59,6 +60,7 @@ static lm_node *node_new(const char *op, int inputs, int outputs) {
     n->slots = 0;
     n->extra = NULL, n->free_extra = NULL;
     n->leaf = NULL;
+    n->region = NULL;
     n->custom = 0;
     n->done = false;
     n->walk = 0;
@@ -90,6 +92,7 @@ void lm__node_release(lm_node *n) {
         pending = (lm_node *)(void *)n->leaf;
         node_clear(n);
         for (int i = 0; i < n->inputs; i++) lm__node_release(n->edge[i].node);
+        lm__region_release(n->region);
         lm__object_free(n, node_size(n->inputs, n->outputs));
     }
     running = false;
@@ -121,6 +124,7 @@ int lm__record(const char *op, lm_backward_fn backward, int inputs, lm_tensor *c
     lm_node *n = node_new(op, inputs, outputs);
     if (!n) return lm_fail(LM_EOOM, "%s: no memory for the tape", op);
     n->backward = backward;
+    n->region = lm__region_now();
     for (int i = 0; i < inputs; i++) {
         if (!in[i] || !in[i]->requires_grad) continue;
         lm_node *from = node_of(in[i]);
@@ -153,6 +157,8 @@ int lm__save(lm_node *n, int slot, lm_tensor *t) {
 
 int lm__saved(lm_node *n, int slot, lm_tensor **out) {
     lm_tensor *t = slot < n->slots ? n->saved[slot] : NULL;
+    int st = t ? lm__usable(n->op, t) : LM_OK;
+    if (st != LM_OK) return st;
     if (t && t->storage->version != n->version[slot])
         return lm_fail(LM_EGRAD, "backward of %s: a tensor it needs was changed in place since",
                        n->op);
@@ -181,7 +187,12 @@ static int add_into(lm_tensor *a, lm_tensor *b) {
     return st;
 }
 
-static int give_leaf(lm_tensor *leaf, lm_tensor *g) {
+static int give_leaf(const char *op, lm_tensor *leaf, lm_tensor *g) {
+    int late = lm__shard_late(op, leaf);
+    if (late != LM_OK) {
+        lm_tensor_release(g);
+        return late;
+    }
     if (leaf->grad && leaf->grad->dtype == LM_F32 && lm_tensor_is_contiguous(leaf->grad)) {
         int st = add_into(leaf->grad, g);
         lm_tensor_release(g);
@@ -247,7 +258,7 @@ int lm__give(lm_node *n, int input, lm_tensor *g) {
         lm_tensor_release(g);
         return reduced;
     }
-    if (lm__node_is_leaf(e.node)) return give_leaf(e.node->leaf, g);
+    if (lm__node_is_leaf(e.node)) return give_leaf(n->op, e.node->leaf, g);
     if (g->dtype != e.node->dtype[e.output]) {
         lm_tensor *same;
         int st = lm__tensor_dense(g, e.node->dtype[e.output], &same);
@@ -304,6 +315,8 @@ int lm__leaf_grad(lm_node *n, int input, lm_tensor **out, bool *fresh) {
     lm_node *node = n->edge[input].node;
     if (!node || !lm__node_is_leaf(node) || !node->leaf) return LM_OK;
     lm_tensor *leaf = node->leaf;
+    int late = lm__shard_late(n->op, leaf);
+    if (late != LM_OK) return late;
     if (leaf->grad && (leaf->grad->dtype != LM_F32 || !lm_tensor_is_contiguous(leaf->grad)))
         return LM_OK;
     if (!leaf->grad) {
@@ -322,7 +335,8 @@ int lm__leaf_grad(lm_node *n, int input, lm_tensor **out, bool *fresh) {
 typedef struct walk {
     lm_node **order; /* falling seq; one reference each */
     int count, at;
-    bool retain;
+    bool retain, last, expected;
+    lm_region *region, *around; /* where it is; where forward was when it began */
     bool due; /* the node at `at` is Lua's, and Lua has been told */
     struct walk *outer;
 } walk;
@@ -356,15 +370,19 @@ static int collect(walk *w, lm_node *root) {
         }
     }
     qsort(w->order, (size_t)w->count, sizeof *w->order, by_falling_seq);
+    for (int i = 0; i < w->count; i++) lm__unit_expect(w->order[i]);
+    w->expected = true;
     return LM_OK;
 }
 
-void lm_backward_cancel(void) {
-    walk *w = current;
-    if (!w) return;
+/* Frees it, wherever it is. */
+static void walk_free(walk *w) {
     current = w->outer;
+    lm__region_set(w->around);
+    lm__region_release(w->around);
     for (int i = w->at; i < w->count; i++) {
         lm_node *n = w->order[i];
+        if (w->expected) lm__unit_abandon(n);
         for (int o = 0; o < n->outputs; o++) lm_tensor_release(n->grad[o]), n->grad[o] = NULL;
         lm__node_release(n);
     }
@@ -372,7 +390,24 @@ void lm_backward_cancel(void) {
     free(w);
 }
 
-int lm_backward_begin(lm_tensor *root, lm_tensor *grad, int retain_graph) {
+void lm_backward_cancel(void) {
+    walk *w = current;
+    if (!w) return;
+    lm__units_give_up();
+    lm__region_cross(&w->region, NULL, false); /* only leaves, so it cannot fail */
+    walk_free(w);
+}
+
+static walk *walk_new(int flags) {
+    walk *w = calloc(1, sizeof *w);
+    if (!w) return NULL;
+    w->retain = (flags & LM_BACKWARD_RETAIN) != 0, w->last = (flags & LM_BACKWARD_LAST) != 0;
+    w->around = lm__region_now();
+    w->outer = current;
+    return current = w;
+}
+
+int lm_backward_begin(lm_tensor *root, lm_tensor *grad, int flags) {
     char a[96], b[96];
     int st = lm__usable("backward", root);
     if (st != LM_OK) return st;
@@ -390,19 +425,13 @@ int lm_backward_begin(lm_tensor *root, lm_tensor *grad, int retain_graph) {
     if (grad) lm_tensor_retain(grad);
     else st = lm_tensor_full(root->dtype, root->ndim, root->shape, 1.0, &seed);
     if (st != LM_OK) return st;
+    walk *w = walk_new(flags);
+    if (!w) return lm_tensor_release(seed), lm_fail(LM_EOOM, "backward: no memory");
     if (lm_tensor_is_leaf(root)) {
-        walk *w = calloc(1, sizeof *w);
-        if (!w) return lm_tensor_release(seed), lm_fail(LM_EOOM, "backward: no memory");
-        w->outer = current, current = w;
-        st = give_leaf(root, seed);
+        st = give_leaf("backward", root, seed);
         if (st != LM_OK) lm_backward_cancel();
         return st;
     }
-
-    walk *w = calloc(1, sizeof *w);
-    if (!w) return lm_tensor_release(seed), lm_fail(LM_EOOM, "backward: no memory");
-    w->retain = retain_graph != 0;
-    w->outer = current, current = w;
     st = collect(w, root->node);
     if (st == LM_OK) {
         lm_edge edge = {.node = root->node, .output = root->output, .ndim = root->ndim};
@@ -422,6 +451,7 @@ static bool reached(const lm_node *n) {
 
 static void finish(walk *w) {
     lm_node *n = w->order[w->at++];
+    lm__unit_passed(n);
     if (w->retain) {
         for (int o = 0; o < n->outputs; o++) lm_tensor_release(n->grad[o]), n->grad[o] = NULL;
     } else node_clear(n), n->done = true;
@@ -431,12 +461,18 @@ static void finish(walk *w) {
 int lm_backward_next(void) {
     walk *w = current;
     if (!w) return lm_fail(LM_EGRAD, "backward: no walk was begun");
-    if (w->due) w->due = false, finish(w);
+    if (w->due) {
+        w->due = false, finish(w);
+        lm__region_set(w->around);
+    }
     bool before = grad_enabled;
     grad_enabled = false;
     int st = LM_OK;
     while (st == LM_OK && w->at < w->count) {
         lm_node *n = w->order[w->at];
+        st = lm__region_cross(&w->region, n->region, w->last);
+        if (st == LM_OK) st = lm__buckets_progress();
+        if (st != LM_OK) break;
         if (n->done || n->custom < 0) {
             st = lm_fail(LM_EGRAD,
                          "backward: %s was gone through before and its values are freed; "
@@ -446,12 +482,14 @@ int lm_backward_next(void) {
         }
         if (n->custom && reached(n)) {
             w->due = true;
+            lm__region_set(n->region); /* what Lua computes again belongs there too */
             grad_enabled = before;
             return 1;
         }
         if (n->backward && reached(n)) st = n->backward(n);
         if (st == LM_OK) finish(w);
     }
+    if (st == LM_OK) st = lm__region_cross(&w->region, NULL, w->last);
     grad_enabled = before;
     lm_backward_cancel(); /* frees the walk, whichever way it ended */
     return st;

@@ -1,5 +1,6 @@
 /* tensor.c - headers, storage, views, reading and writing. */
 #include "runtime/tensor_impl.h"
+#include "runtime/shard_impl.h"
 #include "runtime/tape.h"
 #include "kernels/kernels.h"
 
@@ -46,10 +47,18 @@ int lm__dim(const char *op, const lm_tensor *x, int64_t dim, int *out) {
     return LM_OK;
 }
 
-int lm__usable(const char *op, const lm_tensor *x) {
+int lm__exists(const char *op, const lm_tensor *x) {
     if (!x) return lm_fail(LM_EARG, "%s: a tensor is missing", op);
     if (!x->storage) return lm_fail(LM_EDISPOSED, "%s: the tensor was disposed", op);
     return LM_OK;
+}
+
+int lm__usable(const char *op, const lm_tensor *x) {
+    int st = lm__exists(op, x);
+    if (st == LM_OK && !x->storage->data) st = lm__shard_needed(op, x->storage);
+    if (st == LM_OK && x->storage->moved) /* what x is does not change, only where it lies */
+        ((lm_tensor *)(uintptr_t)x)->data = x->storage->data + x->offset;
+    return st;
 }
 
 void lm__contiguous_strides(int ndim, const int64_t *shape, int64_t *stride) {
@@ -71,6 +80,7 @@ static lm_tensor *header_new(void) {
     t->requires_grad = false;
     t->storage = NULL, t->node = NULL, t->grad = NULL;
     t->output = 0;
+    t->offset = 0;
     t->id = next_id++;
     return t;
 }
@@ -79,8 +89,23 @@ static void header_free(lm_tensor *t) { lm__object_free(t, sizeof *t); }
 
 static void storage_release(lm_storage *s) {
     if (!s || --s->refs > 0) return;
-    lm__memory_free(s->data, s->bytes, s->purpose);
+    lm__storage_drop(s);
     lm__object_free(s, sizeof *s);
+}
+
+void lm__storage_drop(lm_storage *s) {
+    if (s->data) lm__memory_free(s->data, s->bytes, s->purpose);
+    s->data = NULL, s->moved = true;
+}
+
+int lm__storage_restore(lm_storage *s) {
+    if (s->data) return LM_OK;
+    void *data;
+    int before = lm_memory_set_purpose(s->purpose), purpose;
+    int st = lm__memory_alloc(s->bytes, &data, &purpose);
+    lm_memory_set_purpose(before);
+    if (st == LM_OK) s->data = data;
+    return st;
 }
 
 static int storage_new(int64_t bytes, lm_storage **out) {
@@ -93,6 +118,7 @@ static int storage_new(int64_t bytes, lm_storage **out) {
         return st;
     }
     s->refs = 1, s->version = 0, s->bytes = bytes, s->data = data;
+    s->moved = false, s->shard = NULL;
     *out = s;
     return LM_OK;
 }
@@ -151,7 +177,8 @@ int lm__tensor_view(lm_tensor *x, int ndim, const int64_t *shape, const int64_t 
     t->dtype = x->dtype;
     t->storage = x->storage;
     t->storage->refs++;
-    t->data = x->data + offset * dtype_size[x->dtype];
+    t->offset = x->offset + offset * dtype_size[x->dtype];
+    t->data = t->storage->data ? t->storage->data + t->offset : NULL;
     *out = t;
     return LM_OK;
 }
@@ -226,7 +253,10 @@ double lm_tensor_numel(const lm_tensor *t) { return (double)t->numel; }
 double lm_tensor_size(const lm_tensor *t, int dim) { return (double)t->shape[dim]; }
 double lm_tensor_stride(const lm_tensor *t, int dim) { return (double)t->stride[dim]; }
 double lm_tensor_id(const lm_tensor *t) { return (double)t->id; }
-void *lm_tensor_data(const lm_tensor *t) { return t->data; }
+
+void *lm_tensor_data(const lm_tensor *t) {
+    return t->storage && t->storage->data ? t->storage->data + t->offset : NULL;
+}
 
 int lm_tensor_is_contiguous(const lm_tensor *t) {
     int64_t s = 1;
@@ -245,7 +275,7 @@ int lm_tensor_shares_storage(const lm_tensor *a, const lm_tensor *b) {
 void lm_tensor_set_purpose(lm_tensor *t, int purpose) {
     lm_storage *s = t->storage;
     if (!s || purpose < 0 || purpose >= LM_MEM_PURPOSES) return;
-    lm__memory_rebook(s->bytes, s->purpose, purpose);
+    if (s->data) lm__memory_rebook(s->bytes, s->purpose, purpose);
     s->purpose = purpose;
 }
 
@@ -384,9 +414,13 @@ int lm_tensor_set_data(lm_tensor *t, lm_tensor *src) {
     if (!lm__same_shape(t, src))
         return lm_fail(LM_ESHAPE, "set_data: %s cannot become %s", lm__describe(t, a),
                        lm__describe(src, b));
+    if (t->storage && t->storage->shard)
+        return lm_fail(LM_EARG, "set_data: parameter '%s' is divided between ranks; undo that first",
+                       t->storage->shard->name);
     src->storage->refs++;
     storage_release(t->storage);
-    t->storage = src->storage, t->data = src->data, t->dtype = src->dtype;
+    t->storage = src->storage, t->dtype = src->dtype;
+    t->data = src->data, t->offset = src->offset;
     memcpy(t->stride, src->stride, sizeof t->stride);
     return LM_OK;
 }
@@ -397,7 +431,7 @@ int lm_tensor_requires_grad(const lm_tensor *t) { return t->requires_grad; }
 int lm_tensor_is_leaf(const lm_tensor *t) { return !t->node || lm__node_is_leaf(t->node); }
 
 int lm_tensor_set_requires_grad(lm_tensor *t, int on) {
-    int st = lm__usable("requires_grad", t);
+    int st = lm__exists("requires_grad", t);
     if (st != LM_OK) return st;
     if (on && !lm__is_float(t->dtype))
         return lm_fail(LM_EDTYPE, "requires_grad: only f32 and bf16 have gradients, this is %s",
@@ -411,7 +445,7 @@ int lm_tensor_set_requires_grad(lm_tensor *t, int on) {
 }
 
 int lm_tensor_grad(lm_tensor *t, lm_tensor **out) {
-    int st = lm__usable("grad", t);
+    int st = lm__exists("grad", t);
     if (st != LM_OK) return st;
     if (t->grad) lm_tensor_retain(t->grad);
     *out = t->grad;
@@ -423,6 +457,10 @@ int lm_tensor_set_grad(lm_tensor *t, lm_tensor *grad) {
     if (grad && !lm__same_shape(t, grad))
         return lm_fail(LM_ESHAPE, "grad: %s cannot be the gradient of %s",
                        lm__describe(grad, a), lm__describe(t, b));
+    if (!grad) {
+        int st = lm__shard_forget(t);
+        if (st != LM_OK) return st;
+    }
     if (grad) lm_tensor_retain(grad);
     lm_tensor_release(t->grad);
     t->grad = grad;

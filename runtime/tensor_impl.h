@@ -8,7 +8,10 @@
 #include <stdbool.h>
 
 typedef struct lm_node lm_node;
+typedef struct lm_shard lm_shard; /* shard_impl.h */
 
+/* The bytes. They may be away (data NULL) while tensors, views and what the tape saved go on
+ * pointing here; when they come back they may lie elsewhere. */
 typedef struct lm_storage {
     int refs;
     int purpose;
@@ -16,6 +19,8 @@ typedef struct lm_storage {
         version; /* counts writes, so that backward can tell what it saved from what is there */
     int64_t bytes;
     char *data;
+    bool moved;      /* they were away: what a header says of their place may be old */
+    lm_shard *shard; /* borrowed: of the parameter that is divided between ranks, else NULL */
 } lm_storage;
 
 struct lm_tensor {
@@ -26,7 +31,8 @@ struct lm_tensor {
     int64_t numel;
     int64_t shape[LM_MAX_DIMS];
     int64_t stride[LM_MAX_DIMS]; /* in elements; 0 where expanded */
-    char *data;                  /* first element, inside storage */
+    int64_t offset;              /* in bytes, of the first element in storage */
+    char *data;                  /* that element; where it was when lm__usable last looked */
     lm_storage *storage;         /* NULL once disposed */
     lm_node *node;   /* what computed it, or its leaf node; NULL without gradients */
     int output;      /* which output of node */
@@ -54,8 +60,16 @@ int lm__tensor_view(lm_tensor *x, int ndim, const int64_t *shape, const int64_t 
 int lm__tensor_dense(lm_tensor *x, int dtype, lm_tensor **out);
 /* lm_sum with an f32 result, also of bf16: sums of sums are not rounded in between. */
 int lm__sum_f32(lm_tensor *x, int64_t dim, int keepdim, lm_tensor **out);
-/* LM_EDISPOSED or LM_EARG unless x can be read by `op`. */
+/* LM_EDISPOSED or LM_EARG unless x can be read by `op`. Whoever reads x->data asks first: bytes
+ * that were away and came back are found again here. */
 int lm__usable(const char *op, const lm_tensor *x);
+/* The same of its header alone: its bytes may be away. */
+int lm__exists(const char *op, const lm_tensor *x);
+
+/* Gives the bytes back to the pool; brings them again, with undefined contents. Neither is a
+ * write: versions stay. Both may be called when there is nothing to do. */
+void lm__storage_drop(lm_storage *s);
+int lm__storage_restore(lm_storage *s);
 
 bool lm__is_float(int dtype);
 bool lm__same_shape(const lm_tensor *a, const lm_tensor *b);

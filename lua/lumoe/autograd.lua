@@ -51,11 +51,13 @@ local function run_custom()
 end
 
 --- Gradients of `root` (one element, unless `grad` is given) into the leaves' .grad, which accumulate.
--- Options: grad = tensor of root's shape, retain_graph = false.
+-- Options: grad = tensor of root's shape, retain_graph = false; last = true in a step's last backward: a
+-- sharded model's gradients may then leave for the other ranks as soon as they are complete (dist/shard.lua).
 function tensor.methods.backward(root, opts)
-  opts = tensor.options(opts, { grad = true, retain_graph = true }, 'backward')
+  opts = tensor.options(opts, { grad = true, retain_graph = true, last = true }, 'backward')
+  local flags = (opts.retain_graph and C.LM_BACKWARD_RETAIN or 0) + (opts.last and C.LM_BACKWARD_LAST or 0)
   check(C.lm_backward_begin(pointer(root, 'backward', 'self'),
-    opts.grad ~= nil and pointer(opts.grad, 'backward', 'grad') or nil, opts.retain_graph and 1 or 0))
+    opts.grad ~= nil and pointer(opts.grad, 'backward', 'grad') or nil, flags))
   local st = C.lm_backward_next()
   while st == 1 do
     forget_freed()

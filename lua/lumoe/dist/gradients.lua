@@ -7,6 +7,7 @@ local C = require 'lumoe.ffi'
 local groups = require 'lumoe.dist.group'
 local handle = require 'lumoe.handle'
 local placement = require 'lumoe.dist.placement'
+local shard = require 'lumoe.dist.shard'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -23,6 +24,7 @@ end
 -- zeros, since it may have got one elsewhere.
 ---@param module lumoe.Module
 function gradients.reduce_gradients(module)
+  if module._sharded then return shard.reduce(module) end
   if groups.world_size() == 1 then return end
   each(module, function(t, p)
     if t.grad == nil then t.grad = tensor.zeros(t:shape_table()) end
@@ -40,8 +42,9 @@ function gradients.grad_norm(module)
   local squares, among = 0, nil
   each(module, function(t, p)
     among = placement.mesh(p).tokens -- the same for all parameters of a model
-    if placement.counts(p) then
-      status.check(C.lm_optim_grad_sqsum(handle.pointer(t), one))
+    local chunk = shard.chunk(t)
+    if placement.counts(p, chunk ~= nil) then
+      status.check(C.lm_optim_grad_sqsum(handle.pointer(chunk or t), one))
       squares = squares + one[0]
     end
   end)
@@ -53,7 +56,8 @@ function gradients.clip_grad_norm(module, max_norm)
   local norm = gradients.grad_norm(module)
   if norm > max_norm then
     each(module, function(t)
-      if t.grad ~= nil then t.grad:copy_(t.grad * (max_norm / norm)) end
+      local grad = t.grad or shard.part(t).grad
+      if grad ~= nil then grad:copy_(grad * (max_norm / norm)) end
     end)
   end
   return norm

@@ -13,6 +13,9 @@ for _, part in ipairs(PARTS) do
   for name, f in pairs(part) do dist[name] = f end
 end
 
+local shard = require 'lumoe.dist.shard'
+dist.shard, dist.unshard, dist.gathered = shard.shard, shard.unshard, shard.gathered
+
 -- What training does not need loads when first named.
 local lazy = { check_layouts = 'lumoe.dist.check_layouts', layouts = 'lumoe.dist.layouts' }
 

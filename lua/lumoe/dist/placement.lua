@@ -114,9 +114,10 @@ function placement.replicas(p)
 end
 
 --- Whether this rank counts its part in a norm: of those that hold the same elements, the first does.
-function placement.counts(p)
+-- divided: its replicas have a chunk each.
+function placement.counts(p, divided)
   local m, at = placement.mesh(p), p.spec.at or {}
-  if placement.replicas(p).rank > 0 then return false end
+  if not divided and placement.replicas(p).rank > 0 then return false end
   if p.spec.group ~= 'expert' then return next(at) ~= nil or m.tensor.rank == 0 end
   for dim in pairs(at) do
     if dim > 0 then return true end
@@ -129,9 +130,7 @@ function placement.stage(p) return placement.mesh(p).zero[p.spec.group] end
 
 --- Raises where a mesh asks for what optimizers cannot do yet.
 function placement.check_supported(p)
-  if placement.stage(p) > 0 then
-    status.argument("parameter '%s': ZeRO (zero.%s = %d of its mesh) is not there yet", p.name, p.spec.group, placement.stage(p))
-  elseif placement.mesh(p).offload == 'parameters' then
+  if placement.mesh(p).offload == 'parameters' then
     status.argument("parameter '%s': offload = 'parameters' of its mesh is not there yet", p.name)
   end
 end

@@ -58,7 +58,7 @@ function optim.Adafactor(params, opts)
     function(self, p, state, master, lr, scale)
       return C.lm_optim_adafactor(p, master, pointer(state.row), state.col and pointer(state.col), lr,
         1 - self.steps ^ -(opts.beta2_power or 0.8), opts.eps or 1e-30, opts.clip or 1, opts.weight_decay or 0, scale)
-    end)
+    end, 'means of rows and columns need whole matrices')
 end
 
 return optim

@@ -18,7 +18,7 @@ local function slot_names(self, item)
   for name, shape in pairs(item.slots) do
     local n = 1
     for _, size in ipairs(shape) do n = n * size end
-    if n ~= item.param.tensor:numel() or #shape ~= item.param.tensor:dim() then
+    if n ~= item.part:numel() or #shape ~= item.part:dim() then
       status.argument("optim.%s: its state is not one number for each element, so it cannot be offloaded; '%s' asks for it",
         self.optimizer.kind, item.param.name)
     end
@@ -37,7 +37,7 @@ local function write_master(stream, entry, t)
   end)
 end
 
---- items: { param = entry of named_parameters(), slots = name -> shape }. State starts as zeros, masters as
+--- items: { param = entry of named_parameters(), part = what of it this rank updates, slots = name -> shape }. State starts as zeros, masters as
 -- the parameters are.
 function Offloaded.new(optimizer, items)
   local self = setmetatable({ optimizer = optimizer, streams = {}, entries = {} }, Offloaded)
@@ -52,13 +52,13 @@ function Offloaded.new(optimizer, items)
       stream = Stream.new(Tier.of(where.dir), names, where.bucket)
       self.streams[key], self.streams[#self.streams + 1] = stream, stream
     end
-    local entry = stream:add(p.tensor:numel())
-    entry.param, entry.stream, self.entries[p.name] = p, stream, entry
+    local entry = stream:add(item.part:numel())
+    entry.param, entry.part, entry.stream, self.entries[p.name] = p, item.part, stream, entry
   end
   for _, stream in ipairs(self.streams) do
     stream:reserve()
     for _, entry in ipairs(stream.entries) do
-      if stream.base.master then write_master(stream, entry, entry.param.tensor) end
+      if stream.base.master then write_master(stream, entry, entry.part) end
     end
   end
   return self
@@ -67,8 +67,8 @@ end
 --- The update of every parameter that has a gradient.
 function Offloaded:step(lr, scale)
   for _, stream in ipairs(self.streams) do
-    stream:update(function(entry) return entry.param.tensor.grad ~= nil end, false, function(entry, first, count, state)
-      local whole = entry.param.tensor
+    stream:update(function(entry) return entry.part.grad ~= nil end, false, function(entry, first, count, state)
+      local whole = entry.part
       local part = whole:detach():reshape(-1):narrow(0, first, count)
       part.grad = whole.grad:reshape(-1):narrow(0, first, count)
       local master = state.master and handle.pointer(state.master)
@@ -90,7 +90,7 @@ end
 --- A copy of a slot of a parameter's state, in its shape; and the way back.
 function Offloaded:read(name, slot)
   local entry = self.entries[name]
-  local t = tensor.empty(entry.param.tensor:shape_table())
+  local t = tensor.empty(entry.part:shape_table())
   entry.stream.tier:wait(entry.stream:read(slot, entry, t))
   return t
 end

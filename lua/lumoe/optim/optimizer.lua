@@ -1,9 +1,13 @@
 --- What the optimizers share: parameters with their state, f32 masters of bf16 ones, saving.
+--
+-- Of a parameter that is divided between ranks (dist/shard.lua) an optimizer has only this rank's chunk,
+-- a flat tensor; so have its state and its master.
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local handle = require 'lumoe.handle'
 local offloaded = require 'lumoe.optim.offloaded'
 local placement = require 'lumoe.dist.placement'
+local shard = require 'lumoe.dist.shard'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -22,38 +26,61 @@ local function booked(make)
   return autograd.keep(made)
 end
 
--- State that is in memory, for one parameter.
-local function in_memory(p, slots)
+-- The part of a parameter that this rank updates: the whole of it, or its chunk.
+local function part_of(kind, p, whole)
+  local chunk = shard.chunk(p.tensor)
+  if not chunk and placement.stage(p) > 0 and placement.replicas(p).size > 1 then
+    status.argument("optim.%s: the mesh of '%s' asks for ZeRO stage %d: call dist.shard(model) first", kind, p.name,
+      placement.stage(p))
+  end
+  if chunk and whole then
+    status.argument("optim.%s: %s, but '%s' is divided between %d ranks; use AdamW or SGD, or zero.%s = 0", kind, whole,
+      p.name, C.lm_shard_ranks(handle.pointer(p.tensor)), p.spec.group)
+  end
+  return autograd.keep(chunk or p.tensor)
+end
+
+-- State that is in memory, for one part.
+local function in_memory(part, slots)
   local state = {}
   for name, shape in pairs(slots) do
     state[name] = booked(function() return tensor.zeros(shape) end)
   end
-  if p.tensor.dtype == 'bf16' then
+  if part.dtype == 'bf16' then
     state.master = booked(function()
-      return autograd.no_grad(function() return p.tensor:detach():float() end)
+      return autograd.no_grad(function() return part:detach():float() end)
     end)
   end
   return state
 end
 
---- params: what `module:named_parameters()` gives. `slots(p)` names the state of one parameter: name ->
+--- params: what `module:named_parameters()` gives. `slots(part)` names the state of one parameter: name ->
 -- shape; `update(self, part, state, master, lr, grad_scale, p)` is the step, part being a parameter's tensor or a
--- flat part of it. State of a mesh with offload lies in a tier (optim/offloaded.lua).
-function optimizer.new(kind, params, opts, slots, update)
+-- flat part of it; whole: why the optimizer cannot do with parts, if so. State of a mesh with offload lies in a tier
+-- (optim/offloaded.lua).
+function optimizer.new(kind, params, opts, slots, update, whole)
   if type(params) ~= 'table' or type(params[1]) ~= 'table' or not params[1].tensor then
     status.argument('optim.%s: wants the list that module:named_parameters() gives', kind)
   end
   local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {},
-    offloaded = {} }, Optimizer)
+    parts = {}, offloaded = {} }, Optimizer)
   local away = {}
   for _, p in ipairs(params) do
     placement.check_supported(p)
-    local shapes = slots(p.tensor)
-    if placement.mesh(p).offload then away[#away + 1] = { param = p, slots = shapes }
-    else self.state[p.name] = in_memory(p, shapes) end
+    local part = part_of(kind, p, whole)
+    local shapes = slots(part)
+    self.parts[p.name] = part
+    if placement.mesh(p).offload then away[#away + 1] = { param = p, part = part, slots = shapes }
+    else self.state[p.name] = in_memory(part, shapes) end
   end
   self.offloaded = offloaded.new(self, away)
   return self
+end
+
+-- What was updated in chunks gets to the ranks that hold the same parameter.
+local function publish(self)
+  for _, p in ipairs(self.params) do status.check(C.lm_shard_updated(handle.pointer(p.tensor))) end
+  status.check(C.lm_shard_settle())
 end
 
 --- One step from the gradients. Options: lr (else the constructor's), grad_scale = 1.
@@ -62,13 +89,16 @@ function Optimizer:step(opts)
   self.steps = self.steps + 1
   local lr, scale = opts.lr or self.opts.lr, opts.grad_scale or 1
   for _, p in ipairs(self.params) do
-    local state = self.state[p.name]
+    local state, part = self.state[p.name], self.parts[p.name]
+    if (C.lm_shard_ranks(handle.pointer(p.tensor)) > 1) ~= (part ~= p.tensor) then
+      status.argument("optimizer: '%s' was divided, or put together, after the optimizer was made", p.name)
+    end
     if state then
-      status.check(self:update(handle.pointer(p.tensor), state, state.master and handle.pointer(state.master), lr, scale,
-        p))
+      status.check(self:update(handle.pointer(part), state, state.master and handle.pointer(state.master), lr, scale, p))
     end
   end
   self.offloaded:step(lr, scale)
+  publish(self)
 end
 
 --- Gradients are dropped; the next backward makes them anew.
