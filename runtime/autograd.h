@@ -11,8 +11,8 @@
 /* Recording on or off (no_grad). Returns what it was. */
 LM_API int lm_grad_set_enabled(int on);
 
-/* RETAIN: the graph stays, for another walk. LAST: the last backward of a step, so that gradients
- * may leave for the other ranks as soon as they are complete (shard.h). */
+/* RETAIN: the graph stays, for another walk. LAST: the last backward of a step, so that
+ * gradients may leave for the other ranks as soon as they are complete (shard.h). */
 enum { LM_BACKWARD_RETAIN = 1, LM_BACKWARD_LAST = 2 };
 
 /* Gradients of `root` into the leaves. grad NULL: root has one element, 1.

@@ -1,9 +1,9 @@
 /* shard.h - parameters, gradients and optimizer state divided between the ranks that hold the
  * same parameters (ZeRO, Rajbhandari et al. 2020), and gradients that travel during backward.
  *
- * A unit is a part of a model that runs at one go - a Transformer layer, a set of experts - with
- * its parameters. Of each parameter a rank owns a chunk: `count` elements from `first` on of the
- * flattened tensor; each is ceil(numel / ranks) long, the last ones shorter or empty.
+ * A unit is a part of a model that runs at one go - a Transformer layer, a set of experts -
+ * with its parameters. Of each parameter a rank owns a chunk: `count` elements from `first` on
+ * of the flattened tensor; each is ceil(numel / ranks) long, the last ones shorter or empty.
  *
  *   stage 0  nothing is divided; gradients are all-reduced
  *   stage 1  the optimizer sees chunks; what it changed is gathered afterwards
@@ -15,9 +15,9 @@
  * drops, and starts the gradients' journey when nothing more can come. Regions nest; a unit may
  * be run twice. Where a unit's gradients go:
  *
- *   stages 0, 1  at the end of the backward that is told to be a step's last (LM_BACKWARD_LAST);
- *                else in lm_shard_reduce
- *   stages 2, 3  at every backward, added to the chunk's gradient
+ *   stages 0, 1  at the end of the backward that is told to be a step's last
+ * (LM_BACKWARD_LAST); else in lm_shard_reduce stages 2, 3  at every backward, added to the
+ * chunk's gradient
  *
  * All of it is collective: every rank runs the same units in the same order, whatever its
  * tokens are. Sums are in the order of the ranks: the bits are those of lm_all_reduce. */
@@ -32,8 +32,9 @@ typedef struct lm_unit lm_unit;
 LM_API int lm_unit_new(const char *name, lm_unit **out);
 LM_API void lm_unit_retain(lm_unit *u);
 LM_API void lm_unit_release(LM_MAYBE lm_unit *u);
-/* Puts a contiguous parameter with bytes of its own under the unit. replicas: the ranks that hold
- * the same elements, over whom its gradient is summed. At stage 3 its bytes are dropped here. */
+/* Puts a contiguous parameter with bytes of its own under the unit. replicas: the ranks that
+ * hold the same elements, over whom its gradient is summed. At stage 3 its bytes are dropped
+ * here. */
 LM_API int lm_unit_add(lm_unit *u, lm_tensor *p, const char *name, LM_MAYBE lm_group *replicas,
                        int stage);
 /* Undoes that: parameters are whole again (collective at stage 3), their chunks are gone. */
@@ -43,15 +44,15 @@ LM_API int lm_unit_dissolve(lm_unit *u);
 
 /* eager 0: its parameters are gathered at the first use of one of them instead of now. */
 LM_API int lm_region_enter(lm_unit *u, int eager);
-/* The one entered last. A write to a gathered parameter is taken over into the chunk, so all ranks
- * must have written the same. */
+/* The one entered last. A write to a gathered parameter is taken over into the chunk, so all
+ * ranks must have written the same. */
 LM_API int lm_region_leave(void);
 LM_API int lm_unit_inside(const lm_unit *u); /* how many regions of it are open */
 
 /* ---- chunks: what the optimizer updates ---- */
 
-/* [count], of the parameter's dtype, a new reference; NULL when p is not divided. Its grad is the
- * chunk's gradient, f32, after lm_shard_reduce. */
+/* [count], of the parameter's dtype, a new reference; NULL when p is not divided. Its grad is
+ * the chunk's gradient, f32, after lm_shard_reduce. */
 LM_API int lm_shard_chunk(lm_tensor *p, lm_tensor **out);
 LM_API double lm_shard_first(const lm_tensor *p); /* its first element; 0 when not divided */
 LM_API int lm_shard_stage(const lm_tensor *p);    /* -1: under no unit */
@@ -61,13 +62,14 @@ LM_API int lm_shard_updated(lm_tensor *p);
 
 /* ---- gradients ---- */
 
-/* Sends what was not sent yet and waits for all. Then a parameter's gradient is the sum over its
- * replicas: whole at stages 0 and 1 and seen through the chunk's at 1, in the chunk alone at 2, 3. */
+/* Sends what was not sent yet and waits for all. Then a parameter's gradient is the sum over
+ * its replicas: whole at stages 0 and 1 and seen through the chunk's at 1, in the chunk alone
+ * at 2, 3. */
 LM_API int lm_shard_reduce(lm_unit **units, int count);
 /* Waits for everything that is under way. */
 LM_API int lm_shard_settle(void);
-/* Gradients travel in buckets of at most so many bytes, unless one alone is larger. Returns what
- * it was. */
+/* Gradients travel in buckets of at most so many bytes, unless one alone is larger. Returns
+ * what it was. */
 LM_API double lm_shard_set_bucket(double bytes);
 
 #endif

@@ -337,7 +337,7 @@ typedef struct walk {
     int count, at;
     bool retain, last, expected;
     lm_region *region, *around; /* where it is; where forward was when it began */
-    bool due; /* the node at `at` is Lua's, and Lua has been told */
+    bool due;                   /* the node at `at` is Lua's, and Lua has been told */
     struct walk *outer;
 } walk;
 

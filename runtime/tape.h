@@ -41,7 +41,8 @@ struct lm_node {
     void *extra; /* anything else; freed with free_extra */
     void (*free_extra)(void *);
     lm_tensor *leaf; /* weak; leaves only */
-    struct lm_region *region; /* the unit being run when it was recorded; NULL: none (shard.h) */
+    struct lm_region
+        *region; /* the unit being run when it was recorded; NULL: none (shard.h) */
     int custom;
     bool done; /* backward went through it and freed what it saved */
     int64_t walk;

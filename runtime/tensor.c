@@ -415,7 +415,8 @@ int lm_tensor_set_data(lm_tensor *t, lm_tensor *src) {
         return lm_fail(LM_ESHAPE, "set_data: %s cannot become %s", lm__describe(t, a),
                        lm__describe(src, b));
     if (t->storage && t->storage->shard)
-        return lm_fail(LM_EARG, "set_data: parameter '%s' is divided between ranks; undo that first",
+        return lm_fail(LM_EARG,
+                       "set_data: parameter '%s' is divided between ranks; undo that first",
                        t->storage->shard->name);
     src->storage->refs++;
     storage_release(t->storage);

@@ -171,7 +171,8 @@ static int64_t shares(const bucket *b, int64_t *sends) {
     return sends[first->rank];
 }
 
-/* Rank after rank, and within it parameter after parameter. Each gradient goes once it is there.
+/* Rank after rank, and within it parameter after parameter. Each gradient goes once it is
+ * there.
  */
 static int pack(bucket *b, const int64_t *sends) {
     const lm_shard *first = b->shard[0];
@@ -334,7 +335,8 @@ int lm__unit_send(lm_unit *u, bool all, bool once) {
     int st = LM_OK;
     bool *taken = calloc((size_t)u->count + 1, sizeof *taken);
     if (!taken) return lm_fail(LM_EOOM, "gradients: no memory");
-    while (st == LM_OK && (b = next_bucket(u, all, once, taken, &st)) != NULL) st = send_bucket(b);
+    while (st == LM_OK && (b = next_bucket(u, all, once, taken, &st)) != NULL)
+        st = send_bucket(b);
     for (int i = 0; i < u->count; i++) u->shard[i]->sent |= taken[i];
     free(taken);
     return st;
@@ -372,8 +374,9 @@ int lm__shard_forget(lm_tensor *p) {
 int lm__shard_late(const char *op, const lm_tensor *p) {
     const lm_shard *s = lm__shard_of(p);
     if (!s || s->stage > 1 || !s->sent) return LM_OK;
-    return lm_fail(LM_EGRAD,
-                   "backward of %s: a gradient of '%s' comes after its sum was sent to the other "
-                   "ranks; `last` is for the last backward of a step",
-                   op, s->name);
+    return lm_fail(
+        LM_EGRAD,
+        "backward of %s: a gradient of '%s' comes after its sum was sent to the other "
+        "ranks; `last` is for the last backward of a step",
+        op, s->name);
 }

@@ -1,4 +1,5 @@
-/* unit.c - units, the chunks that a rank owns of their parameters, and where their bytes are. */
+/* unit.c - units, the chunks that a rank owns of their parameters, and where their bytes are.
+ */
 #include "runtime/shard_impl.h"
 
 #include <stdlib.h>
@@ -89,8 +90,7 @@ static char *own_place(const lm_shard *s) {
 static int chunk_new(lm_shard *s) {
     int64_t one = 1;
     if (s->stage == 0) return LM_OK;
-    if (s->stage < 3)
-        return lm__tensor_view(s->param, 1, &s->count, &one, s->first, &s->chunk);
+    if (s->stage < 3) return lm__tensor_view(s->param, 1, &s->count, &one, s->first, &s->chunk);
     int before = lm_memory_set_purpose(s->param->storage->purpose);
     int st = lm_tensor_new(s->param->dtype, 1, &s->count, &s->chunk);
     lm_memory_set_purpose(before);
@@ -124,8 +124,7 @@ int lm_unit_add(lm_unit *u, lm_tensor *p, const char *name, lm_group *replicas, 
 }
 
 int lm_unit_dissolve(lm_unit *u) {
-    if (u->inside || u->left)
-        return lm_fail(LM_EARG, "shard: unit '%s' is being run", u->name);
+    if (u->inside || u->left) return lm_fail(LM_EARG, "shard: unit '%s' is being run", u->name);
     int st = lm_shard_settle();
     if (st == LM_OK) st = lm__unit_gather(u);
     if (st != LM_OK) return st;

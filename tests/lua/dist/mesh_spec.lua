@@ -37,8 +37,6 @@ describe('dist.mesh', function()
   it('says so where an optimizer meets what is not there yet', function()
     local Part = nn.class 'Part'
     function Part:init(mesh) nn.parameter(self, 'weight', { 2 }, { mesh = mesh }) end
-    assert.error_matches(function() optim.SGD(Part(dist.mesh { zero = { dense = 1 } }):named_parameters()) end,
-      "parameter 'weight': ZeRO %(zero.dense = 1 of its mesh%) is not there yet")
     assert.error_matches(function() optim.SGD(Part(dist.mesh { offload = 'parameters' }):named_parameters()) end,
       "offload = 'parameters' of its mesh is not there yet")
   end)
