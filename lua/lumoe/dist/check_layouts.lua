@@ -21,6 +21,7 @@ local layouts = require 'lumoe.dist.layouts'
 local mesh = require 'lumoe.dist.mesh'
 local optim = require 'lumoe.optim'
 local random = require 'lumoe.random'
+local shard = require 'lumoe.dist.shard'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 local trace = require 'lumoe.moe.trace'
@@ -69,7 +70,7 @@ local function start(check, on, layout)
   self.model = check.model(on, layout)
   self.model:initialize()
   self.model:train()
-  for _, p in ipairs(self.model:named_parameters()) do p.spec.mesh = p.spec.mesh or on end
+  shard.shard(self.model, on)
   self.optimizer = check.optimizer(self.model:named_parameters())
   return self
 end
@@ -86,7 +87,7 @@ local function accumulate(self, number)
       local micro = rows(whole, from, n)
       local part = rows(micro, check.share(n, data.rank, data.size))
       local loss = check.loss(self.model, part, micro, whole)
-      loss:backward()
+      loss:backward { last = m == self.micro_batches - 1 }
       total = total + loss:item()
     end)
   end

@@ -6,6 +6,7 @@
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local placement = require 'lumoe.dist.placement'
+local shard = require 'lumoe.dist.shard'
 local status = require 'lumoe.status'
 
 local compare = {}
@@ -39,7 +40,7 @@ end
 -- Calls f(value, number of the element in the whole) for what this rank holds of a gradient.
 local function each_element(p, f)
   local count = p.tensor:numel()
-  local array = values(p.tensor.grad, count)
+  local array = values(shard.gradient(p), count)
   local unit, blocks = placement.blocks(p.spec)
   if not unit then
     for i = 0, count - 1 do f(array[i], i) end
@@ -118,7 +119,8 @@ function compare.fingerprint(model)
   local h = 0ULL
   for _, p in ipairs(model:named_parameters()) do
     local count = p.tensor:numel()
-    local words = ffi.cast('const uint32_t *', values(p.tensor.grad, count))
+    local array = values(shard.gradient(p), count)
+    local words = ffi.cast('const uint32_t *', array)
     for i = 0, count - 1 do h = bit.bxor(h, words[i]) * 0x100000001b3ULL end
   end
   return bit.tohex(h)
