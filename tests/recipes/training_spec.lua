@@ -45,10 +45,11 @@ describe('training in recipes/translate.lua', function()
     assert.near(0.003 * (0.02 + 0.98 * math.sqrt(10 / 50)), last.lr, 1e-9)
   end)
 
-  for _, layout in ipairs { { 2, 1 }, { 2, 2 }, { 4, 2 }, { 4, 4 } } do
-    local ranks, ep = unpack(layout)
-    it(('is the same run on %d ranks with the experts over %d'):format(ranks, ep), function()
-      run.same(baseline, run.trained(root, ('ranks-%d-%d'):format(ranks, ep), { steps = 50, ep = ep }, { ranks = ranks }), 1e-4)
+  for _, layout in ipairs { { 2, 1, 1, 1 }, { 2, 2, 1, 1 }, { 4, 2, 1, 1 }, { 4, 4, 1, 1 }, { 2, 1, 1, 2 }, { 4, 2, 2, 2 } } do
+    local ranks, ep, etp, tp = unpack(layout)
+    it(('is the same run on %d ranks with the experts over %d, etp %d, tp %d'):format(ranks, ep, etp, tp), function()
+      local out = table.concat(layout, '-')
+      run.same(baseline, run.trained(root, out, { steps = 50, ep = ep, etp = etp, tp = tp }, { ranks = ranks }), 1e-4)
     end)
   end
 
@@ -82,7 +83,8 @@ describe('training in recipes/translate.lua', function()
 
   it('goes on with other numbers of ranks', function()
     run.trained(root, 'moving', { steps = 12 }, { ranks = 2 })
-    run.trained(root, 'moving', { steps = 30, ep = 4, resume = true }, { ranks = 4 })
+    run.trained(root, 'moving', { steps = 25, ep = 4, resume = true }, { ranks = 4 })
+    run.trained(root, 'moving', { steps = 35, ep = 2, tp = 2, resume = true }, { ranks = 4 })
     run.same(baseline, run.trained(root, 'moving', { steps = 50, resume = true }), 1e-4)
   end)
 

@@ -8,6 +8,7 @@ local C = require 'lumoe.ffi'
 local tablex = require 'pl.tablex'
 local handle = require 'lumoe.handle'
 local optimizer = require 'lumoe.optim.optimizer'
+local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
 local optim = { schedule = require 'lumoe.optim.schedule' }
@@ -42,12 +43,26 @@ function optim.SGD(params, opts)
     end)
 end
 
+-- Its means, and the size of its updates, are those of whole matrices: a part of one would give others.
+local function check_matrices(params)
+  for _, p in ipairs(type(params) == 'table' and params or {}) do
+    local dims = p.tensor:dim()
+    for d = math.max(dims - 2, 0), dims - 1 do
+      if p.tensor:size(d) ~= p.spec.whole[d + 1] then
+        status.argument("optim.Adafactor: '%s' is cut along dim %d over ranks, but its means are over all of it; AdamW and SGD take parts",
+          p.name, d)
+      end
+    end
+  end
+end
+
 --- Adafactor (Shazeer & Stern 2018): the second moment of a matrix from its rows' and columns' means.
 -- Options: lr = 1e-2, beta2_power = 0.8 (beta2 = 1 - step^-power, eq. in 7.2), eps = 1e-30, clip = 1,
--- weight_decay = 0.
+-- weight_decay = 0. Not for parameters of which a rank holds a part of a matrix.
 function optim.Adafactor(params, opts)
   opts = tensor.options(opts, { lr = true, beta2_power = true, eps = true, clip = true, weight_decay = true },
     'optim.Adafactor')
+  check_matrices(params)
   return optimizer.new('Adafactor', params, { lr = opts.lr or 1e-2 },
     function(p)
       local shape = p:shape_table()

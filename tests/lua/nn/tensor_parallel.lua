@@ -125,6 +125,9 @@ if size > 1 then
   fails('nn.MultiheadAttention: 1 heads do not divide among tp = ' .. size, nn.MultiheadAttention, { 24, 1, mesh = mesh })
   fails('nn.Embedding: count 1 does not spread over tp = ' .. size, nn.Embedding, { 1, 8, mesh = mesh, split = 'vocabulary' })
   fails("nn.Linear: split must be 'columns' or 'rows', not both", nn.Linear, { 1, 8, mesh = mesh, split = 'both' })
+  fails("optim.Adafactor: 'bias' is cut along dim 0 over ranks, but its means are over all of it", function()
+    lumoe.optim.Adafactor(nn.Linear({ 4, 2 * size, mesh = mesh, split = 'columns' }):named_parameters())
+  end)
   local one, two = nn.Linear { 4, 4, mesh = mesh }, nn.Linear { 4, 4, mesh = dist.mesh {} }
   local Pair = nn.class 'Pair'
   function Pair:init() self.a, self.b = one, two end
