@@ -3,6 +3,7 @@
 -- inside them count from 0.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local dist = require 'lumoe.dist.counters'
 local handle = require 'lumoe.handle'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
@@ -218,6 +219,21 @@ function Plan:traffic()
     traffic[leg] = sent
   end
   return traffic
+end
+
+--- What went with this plan so far from host to host, added up over all ranks, which all ask: [from + 1][to + 1] = { bytes,
+-- messages, rows }, hosts counted from 0 (dist.host). legs: those that count; by default all but plan.
+---@param legs string[]?
+function Plan:between_hosts(legs)
+  local traffic, sent = self:traffic(), {}
+  for i, rank in ipairs(self.mesh.expert.ranks) do
+    local to = { rank = rank, host = dist.host(rank), bytes = 0, messages = 0, rows = 0 }
+    for _, leg in ipairs(legs or { unpack(LEGS, 2) }) do
+      for _, what in ipairs { 'bytes', 'messages', 'rows' } do to[what] = to[what] + traffic[leg][what][i] end
+    end
+    sent[i] = to
+  end
+  return dist.between_hosts(sent)
 end
 
 --- Parcels that this rank sends to each rank of its expert group (itself included): rows, or with `once` fewer.

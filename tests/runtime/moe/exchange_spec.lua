@@ -14,6 +14,10 @@ describe('tokens through experts and back', function()
     assert.equal('100 rounds\n', run(nil, 'exchange_fuzz.lua', 100))
   end)
 
+  it('travel part by part while other parts compute, forward and backward', function()
+    assert.equal('under way\n', run(2, 'overlap.lua'))
+  end)
+
   for _, n in ipairs { 2, 3, 4, 6 } do
     it('give the naive outputs and gradients, over ' .. n .. ' ranks', function()
       assert.equal('100 rounds\n', run(n, 'exchange_fuzz.lua', 100))

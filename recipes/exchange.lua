@@ -1,0 +1,154 @@
+--- What goes over the wire of one MoE layer: rows, bytes and messages of each way to exchange tokens, counted in
+-- forward and backward where they leave, and compared with what they should be.
+--
+--   LUMOE_HOSTS=4,4 ./lumoe -np 8 recipes/exchange.lua                 8 ranks, as if on two hosts
+--   LUMOE_HOSTS=4,4 ./lumoe -np 8 recipes/exchange.lua --routing skewed --json FILE
+--
+-- Routing: `turning`, token t's experts are t, t + E/k, ...: even to the row, so that a dispatch carries exactly
+-- k T (1 - 1/R) rows; `random`, any k different experts, of which a token's rows that go to each rank once are
+-- T (R - 1) (1 - C(E - E/R, k) / C(E, k)) in expectation; `skewed`, some experts liked much more than others.
+-- Ends with 1 when a counter is not what counting the routes by hand gives, or `turning` misses its closed form.
+local lumoe = require 'lumoe'
+local argparse = require 'argparse'
+local cjson = require 'cjson'
+local utils = require 'pl.utils'
+local dist, moe = lumoe.dist, lumoe.moe
+
+local p = argparse('lumoe recipes/exchange.lua', 'Rows, bytes and messages of the exchanges of an MoE layer.')
+p:option('--experts', 'Experts (64)', '64'):convert(tonumber)
+p:option('--top-k', 'Experts of a token (8)', '8'):convert(tonumber)
+p:option('--dim', 'Size of a token (16)', '16'):convert(tonumber)
+p:option('--tokens', 'Of each rank (256)', '256'):convert(tonumber)
+p:option('--routing', 'turning, random or skewed; may be given again (all)'):count '*'
+p:option('--json', 'Where the figures go as well')
+local opts = p:parse()
+
+local EXPERTS, K, DIM, TOKENS = opts.experts, opts.top_k, opts.dim, opts.tokens
+local rank, ranks = dist.rank(), dist.world_size()
+local mesh = dist.mesh { ep = ranks }
+local ROUTINGS = #opts.routing > 0 and opts.routing or { 'turning', 'random', 'skewed' }
+local EXCHANGES = {
+  { 'rows', {} }, { 'once', { once = true } }, { 'padded', { way = 'padded' } }, { 'two_level', { way = 'two_level' } },
+  { 'once, two_level', { once = true, way = 'two_level' } }, { 'once, in 4 parts', { once = true, parts = 4 } },
+}
+
+-- ---- routing -------------------------------------------------------------------------------
+
+local choices = {
+  turning = function(x)
+    local ids = {}
+    for t = 1, x:size(0) do
+      ids[t] = {}
+      for s = 1, K do ids[t][s] = math.floor(t + (s - 1) * EXPERTS / K) % EXPERTS end
+    end
+    return lumoe.full({ x:size(0), EXPERTS }, 1 / EXPERTS), lumoe.tensor(ids, { dtype = 'i64' })
+  end,
+  random = function(x, tags)
+    local scores = lumoe.rand(x:size(0), EXPERTS, { site = 'recipe.route', rows = tags.tokens })
+    local _, ids = scores:topk(K)
+    return scores, ids
+  end,
+  skewed = function(x, tags)
+    local scores = lumoe.rand(x:size(0), EXPERTS, { site = 'recipe.route', rows = tags.tokens })
+    local _, ids = (scores + lumoe.arange(EXPERTS):float() * (-1.5 / EXPERTS)):topk(K)
+    return scores, ids
+  end,
+}
+
+local function layer(routing, exchange)
+  return moe.Layer {
+    dim = DIM, mesh = mesh, exchange = exchange, experts = moe.FFN { experts = EXPERTS, hidden = DIM },
+    router = moe.Router { top_k = K, route = function(_, x, tags)
+      local scores, ids = choices[routing](x, tags)
+      return { scores = scores, expert_ids = ids }
+    end },
+  }
+end
+
+-- ---- counting by hand ----------------------------------------------------------------------
+
+-- Rows that a dispatch takes to each other rank, by following every token.
+local function by_hand(plan, once)
+  local rows = {}
+  for r = 1, ranks do rows[r] = 0 end
+  for t = 0, plan.tokens - 1 do
+    local been = {}
+    for _, route in ipairs(plan:route_of(t)) do
+      local r = math.floor(route.expert * ranks / EXPERTS)
+      if r ~= rank and not (once and been[r]) then rows[r + 1] = rows[r + 1] + 1 end
+      been[r] = true
+    end
+  end
+  return rows
+end
+
+-- C(n - m, k) / C(n, k): that none of k different ones of n is among m.
+local function none_of(m, n, k)
+  local share = 1
+  for i = 0, k - 1 do share = share * math.max(n - m - i, 0) / (n - i) end
+  return share
+end
+
+local function closed_form(once)
+  local all = TOKENS * ranks
+  return once and all * (ranks - 1) * (1 - none_of(EXPERTS / ranks, EXPERTS, K)) or K * all * (1 - 1 / ranks)
+end
+
+-- ---- the figures ---------------------------------------------------------------------------
+
+local function sum(value) return dist.reduce_number(value) end
+
+local function measure(routing, name, exchange)
+  lumoe.manual_seed(1)
+  local moe_layer = layer(routing, exchange)
+  moe_layer:initialize()
+  local x = lumoe.randn(TOKENS, DIM)
+  x.requires_grad = true
+  local y = moe_layer(x)
+  y:square():sum():backward()
+  local plan = moe_layer.last_plan
+  local traffic, hosts = plan:traffic(), plan:between_hosts()
+  local row = { routing = routing, exchange = name, rows = 0, bytes = 0, messages = 0, host_bytes = 0, host_messages = 0 }
+  for r = 1, ranks do
+    row.rows = row.rows + traffic.dispatch.rows[r]
+    for _, leg in pairs(traffic) do
+      row.bytes, row.messages = row.bytes + leg.bytes[r], row.messages + leg.messages[r]
+    end
+  end
+  local right = 1 -- exactly what goes straight to its place can be followed by hand
+  if exchange.way == nil then
+    for r, n in ipairs(by_hand(plan, exchange.once)) do right = traffic.dispatch.rows[r] == n and right or 0 end
+  end
+  for _, what in ipairs { 'rows', 'bytes', 'messages' } do row[what] = sum(row[what]) end
+  for from, line in ipairs(hosts) do
+    for to, sent in ipairs(line) do
+      if from ~= to then
+        row.host_bytes, row.host_messages = row.host_bytes + sent.bytes, row.host_messages + sent.messages
+      end
+    end
+  end
+  if exchange.way == nil and routing ~= 'skewed' then row.expected = closed_form(exchange.once and routing == 'random') end
+  row.ok = sum(1 - right) == 0 and (routing ~= 'turning' or row.expected == nil or row.rows == row.expected)
+  return row
+end
+
+local lead, list, ok = rank == 0, {}, true
+if lead then
+  print(('%d ranks, %d tokens each of size %d, top %d of %d experts; one layer forward and backward, over all ranks')
+    :format(ranks, TOKENS, DIM, K, EXPERTS))
+  print 'routing  exchange          rows of a dispatch  closed form    bytes  messages  between hosts: bytes  messages'
+end
+for _, routing in ipairs(ROUTINGS) do
+  for _, exchange in ipairs(EXCHANGES) do
+    local row = measure(routing, exchange[1], exchange[2])
+    list[#list + 1], ok = row, ok and row.ok
+    if lead then
+      print(('%-8s %-17s %18d  %11s %8d %9d %21d %9d%s'):format(row.routing, row.exchange, row.rows,
+        row.expected and ('%.1f'):format(row.expected) or '', row.bytes, row.messages, row.host_bytes, row.host_messages,
+        row.ok and '' or '  WRONG'))
+    end
+  end
+end
+if lead and opts.json then utils.writefile(opts.json, cjson.encode(list)) end
+dist.barrier()
+os.exit(ok and 0 or 1, true)

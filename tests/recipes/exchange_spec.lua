@@ -1,0 +1,50 @@
+--- What recipes/exchange.lua says of eight ranks that take themselves for two hosts.
+local cjson = require 'cjson'
+local file = require 'pl.file'
+
+local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
+
+local function figures(...)
+  local json = os.tmpname()
+  local pipe = assert(io.popen(('LUMOE_HOSTS=4,4 mpirun -np 8 --oversubscribe --allow-run-as-root %s recipes/exchange.lua '
+    .. '--json %s %s 2>&1; echo "exit $?"'):format(lumoe, json, table.concat({ ... }, ' '))))
+  local output = pipe:read '*a'
+  pipe:close()
+  assert.matches('exit 0\n$', output)
+  local by = {}
+  for _, row in ipairs(cjson.decode(file.read(json))) do
+    by[row.routing] = by[row.routing] or {}
+    by[row.routing][row.exchange] = row
+  end
+  os.remove(json)
+  return by
+end
+
+describe('the exchange of eight ranks, 64 experts, top 8', function()
+  local by
+
+  setup(function() by = figures('--tokens', 128) end)
+
+  it('carries exactly k T (1 - 1/R) rows where routing is even', function()
+    assert.equal(8 * 8 * 128 * 7 / 8, by.turning.rows.rows)
+    assert.equal(by.turning.rows.rows, by.turning.padded.rows)
+  end)
+
+  it('carries 32 % fewer when a token goes to each rank once', function()
+    assert.near(0.679, by.random.once.expected / by.random.rows.expected, 5e-4)
+    assert.near(by.random.once.expected, by.random.once.rows, 0.02 * by.random.once.expected)
+    assert.near(by.random.rows.expected, by.random.rows.rows, 0.02 * by.random.rows.expected)
+    assert.equal(by.random.once.rows, by.random['once, in 4 parts'].rows)
+  end)
+
+  it('carries more when padded, the more so the less even it is', function()
+    assert.is_true(by.random.padded.rows > by.random.rows.rows)
+    assert.is_true(by.skewed.padded.rows > 2 * by.skewed.rows.rows)
+  end)
+
+  it('sends one message a rank between hosts, not one for every pair, with the same bytes', function()
+    assert.equal(4 * 2 * 4 * 4, by.turning.rows.host_messages) -- four legs, both ways, four ranks to four
+    assert.equal(4 * 2 * 4, by.turning.two_level.host_messages)
+    assert.equal(by.random.rows.host_bytes, by.random.two_level.host_bytes)
+  end)
+end)
