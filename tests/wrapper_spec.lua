@@ -283,6 +283,26 @@ while :; do sleep 0.05; done]])
     assert.same({ 'usr1', 'usr1', 'term' }, { unpack(stringx.splitlines(calls())) })
   end)
 
+  it('says what killed a rank, or the job', function()
+    for code, said in pairs { [137] = 'a rank was killed by signal 9\n', [139] = 'signal 11\n', [130] = '^$', [1] = '^$' } do
+      stand_in('mpirun', ('[ "$1" = --version ] || exit %d'):format(code))
+      local status, _, err = wrapper '-np 2 x.lua'
+      assert.equal(code, status)
+      assert.matches(said, err)
+    end
+    stand_in('mpirun', [[
+[ "$1" != --version ] || exit
+trap 'echo term >>$LOG; exit 1' TERM
+while :; do sleep 0.05; done]])
+    local code, _, err = sh(([[sh -c 'PATH=%s:$PATH LOG=%s %s/lumoe -np 2 x.lua & job=$!
+      sleep 0.5
+      kill -TERM $job
+      wait $job']]):format(bin, log, tree))
+    assert.equal(143, code)
+    assert.matches('the job was ended by SIGTERM\n$', err)
+    assert.matches('term', calls())
+  end)
+
   it('refuses what is no number, and no script', function()
     assert.matches("not 'x'", select(3, wrapper '-np x y.lua'))
     assert.matches('needs a script', select(3, wrapper '-np 2'))
