@@ -19,5 +19,6 @@
 #include "runtime/data.h"
 #include "runtime/file.h"
 #include "runtime/tier.h"
+#include "runtime/offload.h"
 
 #endif

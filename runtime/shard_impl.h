@@ -15,6 +15,8 @@ typedef struct lm__lodging {
     int (*store)(void *self, const lm_shard *s, const void *src);
     /* The summed f32 gradient of the chunk, to be added to what came before in this step. */
     int (*take)(void *self, const lm_shard *s, const float *grad);
+    /* That sum is of no more use; the next gradient is the first. */
+    void (*forget)(void *self);
 } lm__lodging;
 
 /* One parameter. */

@@ -34,7 +34,8 @@ LM_API int lm_tier_wait(lm_tier *t, double number);
 LM_API double lm_tier_reserved(const lm_tier *t);
 LM_API double lm_tier_bytes_written(const lm_tier *t);
 LM_API double lm_tier_bytes_read(const lm_tier *t);
-/* Waits for what was begun, then gives the space back. NULL is a no-op. */
-LM_API void lm_tier_close(lm_tier *t);
+LM_API void lm_tier_retain(lm_tier *t);
+/* The last one waits for what was begun, then gives the space back. NULL is a no-op. */
+LM_API void lm_tier_release(lm_tier *t);
 
 #endif

@@ -93,7 +93,7 @@ static int see_through_chunk(lm_shard *s) {
 }
 
 int lm__shard_take(lm_shard *s, const float *grad) {
-    if (s->lodging && s->lodging->take) return s->lodging->take(s->lodging->self, s, grad);
+    if (s->lodging) return s->lodging->take(s->lodging->self, s, grad);
     lm_tensor *g = s->chunk->grad;
     size_t bytes = (size_t)s->count * sizeof *grad;
     if (g && g->dtype == LM_F32) {
@@ -367,6 +367,7 @@ int lm__shard_forget(lm_tensor *p) {
     if (!s) return LM_OK;
     int st = lm_shard_settle();
     if (s->chunk) lm_tensor_release(s->chunk->grad), s->chunk->grad = NULL;
+    if (s->lodging) s->lodging->forget(s->lodging->self);
     s->sent = false;
     return st;
 }

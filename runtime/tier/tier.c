@@ -33,6 +33,7 @@ static void *work(void *arg) {
 }
 
 int lm__tier_start(lm_tier *t) {
+    t->refs = 1;
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->changed, NULL);
     sigset_t all, before; /* signals are for the runtime's thread */
@@ -106,8 +107,10 @@ double lm_tier_reserved(const lm_tier *t) { return (double)t->reserved; }
 double lm_tier_bytes_written(const lm_tier *t) { return (double)t->written; }
 double lm_tier_bytes_read(const lm_tier *t) { return (double)t->read; }
 
-void lm_tier_close(lm_tier *t) {
-    if (!t) return;
+void lm_tier_retain(lm_tier *t) { t->refs++; }
+
+void lm_tier_release(lm_tier *t) {
+    if (!t || --t->refs > 0) return;
     pthread_mutex_lock(&t->lock);
     t->closing = true;
     pthread_cond_broadcast(&t->changed);

@@ -26,6 +26,7 @@ typedef struct lm_tier_job {
 } lm_tier_job;
 
 struct lm_tier {
+    int refs;
     const lm_tier_kind *kind;
     const char *place; /* for sentences: "a file in /tmp" */
     int64_t reserved, written, read, begun;

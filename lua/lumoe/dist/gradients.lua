@@ -4,8 +4,10 @@
 -- summed, never averaged, over the ranks that hold the same elements of a parameter and saw other tokens.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local autograd = require 'lumoe.autograd'
 local groups = require 'lumoe.dist.group'
 local handle = require 'lumoe.handle'
+local offload = require 'lumoe.dist.offload'
 local placement = require 'lumoe.dist.placement'
 local shard = require 'lumoe.dist.shard'
 local status = require 'lumoe.status'
@@ -14,10 +16,13 @@ local tensor = require 'lumoe.tensor'
 local gradients = {}
 
 -- Those that are trained, in an order that is the same on every rank.
+-- In a scope, so that no handle of ours keeps a gradient.
 local function each(module, f)
-  for _, p in ipairs(module:named_parameters()) do
-    if p.tensor.requires_grad then f(p.tensor, p) end
-  end
+  autograd.scope(function()
+    for _, p in ipairs(module:named_parameters()) do
+      if p.tensor.requires_grad then f(p.tensor, p) end
+    end
+  end)
 end
 
 --- Sums every gradient of a module over its replicas. A parameter that got none on this rank counts as
@@ -34,6 +39,13 @@ end
 
 local one = ffi.new 'double[1]'
 
+-- Sum of squares of what this rank has of a gradient: in memory, or in a tier.
+local function squares_of(p, t)
+  if offload.of(p) then return offload.squares(p) or 0 end
+  status.check(C.lm_optim_grad_sqsum(handle.pointer(t), one))
+  return one[0]
+end
+
 --- The norm of all gradients of a module, each element counted once; call it after reduce_gradients.
 -- All ranks get the same number.
 ---@param module lumoe.Module
@@ -43,10 +55,7 @@ function gradients.grad_norm(module)
   each(module, function(t, p)
     among = placement.mesh(p).tokens -- the same for all parameters of a model
     local chunk = shard.chunk(t)
-    if placement.counts(p, chunk ~= nil) then
-      status.check(C.lm_optim_grad_sqsum(handle.pointer(chunk or t), one))
-      squares = squares + one[0]
-    end
+    if placement.counts(p, chunk ~= nil) then squares = squares + squares_of(p, chunk or t) end
   end)
   return math.sqrt(groups.reduce_number(squares, 'sum', among))
 end
@@ -55,7 +64,11 @@ end
 function gradients.clip_grad_norm(module, max_norm)
   local norm = gradients.grad_norm(module)
   if norm > max_norm then
-    each(module, function(t)
+    each(module, function(t, p)
+      if offload.of(p) then
+        status.argument("clip_grad_norm: the gradient of '%s' is offloaded; let the update do it: "
+          .. 'optimizer:step { grad_scale = optim.clip_scale(dist.grad_norm(model), max) }', p.name)
+      end
       local grad = t.grad or shard.part(t).grad
       if grad ~= nil then grad:copy_(grad * (max_norm / norm)) end
     end)

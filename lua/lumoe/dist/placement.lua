@@ -128,13 +128,6 @@ end
 --- The stage of ZeRO asked for it.
 function placement.stage(p) return placement.mesh(p).zero[p.spec.group] end
 
---- Raises where a mesh asks for what optimizers cannot do yet.
-function placement.check_supported(p)
-  if placement.mesh(p).offload == 'parameters' then
-    status.argument("parameter '%s': offload = 'parameters' of its mesh is not there yet", p.name)
-  end
-end
-
 --- Every parameter's mesh, where some say none: all meshes of one model agree about what is not experts'.
 ---@param list table[]  entries of named_parameters(); each gets its `mesh`
 function placement.resolve(list)

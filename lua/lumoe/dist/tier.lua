@@ -25,7 +25,7 @@ local out = ffi.new 'lm_tier *[1]'
 function Tier.open(dir)
   dir = dir or Tier.default_dir()
   check(C.lm_tier_file(dir, out))
-  return setmetatable({ dir = dir, pointer = ffi.gc(out[0], C.lm_tier_close) }, Tier)
+  return setmetatable({ dir = dir, pointer = ffi.gc(out[0], C.lm_tier_release) }, Tier)
 end
 
 local shared = setmetatable({}, { __mode = 'v' }) -- dir -> tier
@@ -77,9 +77,10 @@ function Tier:bytes()
     read = C.lm_tier_bytes_read(self.pointer) }
 end
 
+--- Gives the space back, unless something in C still lives there.
 function Tier:close()
   if self.pointer == nil then return end
-  C.lm_tier_close(ffi.gc(self.pointer, nil))
+  C.lm_tier_release(ffi.gc(self.pointer, nil))
   self.pointer = nil
 end
 

@@ -33,6 +33,13 @@ local function part_of(kind, p, whole)
     status.argument("optim.%s: the mesh of '%s' asks for ZeRO stage %d: call dist.shard(model) first", kind, p.name,
       placement.stage(p))
   end
+  local offload = placement.mesh(p).offload
+  if offload == 'parameters' and not chunk then
+    status.argument("optim.%s: the mesh of '%s' asks for offloaded parameters: call dist.shard(model) first", kind, p.name)
+  end
+  if offload and whole then
+    status.argument("optim.%s: %s, but '%s' is offloaded; use AdamW or SGD", kind, whole, p.name)
+  end
   if chunk and whole then
     status.argument("optim.%s: %s, but '%s' is divided between %d ranks; use AdamW or SGD, or zero.%s = 0", kind, whole,
       p.name, C.lm_shard_ranks(handle.pointer(p.tensor)), p.spec.group)
@@ -66,7 +73,6 @@ function optimizer.new(kind, params, opts, slots, update, whole)
     parts = {}, offloaded = {} }, Optimizer)
   local away = {}
   for _, p in ipairs(params) do
-    placement.check_supported(p)
     local part = part_of(kind, p, whole)
     local shapes = slots(part)
     self.parts[p.name] = part
@@ -90,7 +96,7 @@ function Optimizer:step(opts)
   local lr, scale = opts.lr or self.opts.lr, opts.grad_scale or 1
   for _, p in ipairs(self.params) do
     local state, part = self.state[p.name], self.parts[p.name]
-    if (C.lm_shard_ranks(handle.pointer(p.tensor)) > 1) ~= (part ~= p.tensor) then
+    if (C.lm_shard_stage(handle.pointer(p.tensor)) > 0) ~= (part ~= p.tensor) then
       status.argument("optimizer: '%s' was divided, or put together, after the optimizer was made", p.name)
     end
     if state then

@@ -1,40 +1,49 @@
 --- Optimizer state that lives in a tier and passes through memory when it is updated.
 --
--- The elements of many parameters follow one another in a long row. Each slot (m, v, master, gradient) is
--- such a row in the tier, and memory sees a bucket of it at a time, through three windows:
+-- The elements of many parameters follow one another in a long row. Each slot (m, v, master) is such a row in
+-- the tier, and memory sees a bucket of it at a time, through three windows:
 --
 --   bucket       0         1         2         3
 --   tier    |---------|---------|---------|---------
 --             (done)    written   updated    read
 --
 -- While a bucket is updated by the same kernels as in memory, the next one is read and the one before is
--- written. The windows exist during the update alone, when no activations do.
+-- written. Gradients, and parameters that are offloaded too, have places of their own in the tier and pass
+-- through windows of the same length. The windows exist during the update alone, when no activations do.
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local tensor = require 'lumoe.tensor'
 
 local GRAIN = 1024 -- elements that a kernel takes at a time: who starts at a multiple is cut where it would be in memory
 local F32 = 4
+local SIZE = { f32 = 4, bf16 = 2 }
 local WINDOWS = 3
 
 ---@class lumoe.Stream
----@field slots string[]   in the order of their names; 'gradient' is read, never written, by an update
+---@field slots string[]   in the order of their names
 ---@field bucket integer   elements
 local Stream = {}
 Stream.__index = Stream
 
---- bucket: bytes of one window, all slots together; 2 MiB.
+--- bucket: bytes of one window, all slots and the gradient together; 2 MiB.
 ---@param tier lumoe.Tier
 ---@param slots string[]
 ---@param bucket integer?
 function Stream.new(tier, slots, bucket)
   table.sort(slots)
-  local elements = math.floor((bucket or 2 ^ 21) / (F32 * #slots) / GRAIN) * GRAIN
+  local elements = math.floor((bucket or 2 ^ 21) / (F32 * (#slots + 1)) / GRAIN) * GRAIN
   return setmetatable({ tier = tier, slots = slots, bucket = math.max(elements, GRAIN), elements = 0, entries = {} }, Stream)
 end
 
---- One more parameter: an entry, which the caller may hang its own things on.
----@return { first: integer, count: integer }
+---@class lumoe.StreamEntry
+---@field first integer       in the row
+---@field count integer
+---@field gradient integer?   where it is in the tier; nil: in memory
+---@field parameter integer?  the same of the parameter itself, which is of
+---@field dtype string?
+
+--- One more parameter: an entry, on which the caller may hang more.
+---@return lumoe.StreamEntry
 function Stream:add(count)
   local entry = { first = self.elements, count = count, number = #self.entries + 1 }
   self.entries[entry.number] = entry
@@ -63,10 +72,10 @@ function Stream:pieces(entry, f)
   for first = 0, entry.count - 1, self.bucket do f(first, math.min(self.bucket, entry.count - first)) end
 end
 
---- Memory for `elements` of a slot, booked as the optimizer's.
-local function window(elements)
+-- Memory booked as the optimizer's.
+local function window(elements, dtype)
   local before = C.lm_memory_set_purpose(C.LM_MEM_OPTIMIZER)
-  local ok, t = pcall(tensor.empty, elements)
+  local ok, t = pcall(tensor.empty, elements, { dtype = dtype })
   C.lm_memory_set_purpose(before)
   if not ok then error(t, 0) end
   return t
@@ -93,34 +102,65 @@ local function buckets_of(self, due)
   return list
 end
 
+-- Memory for whatever the buckets have: slots, and what comes from places of its own.
+local function windows_for(self, list)
+  local has = {}
+  for _, bucket in ipairs(list) do
+    for _, part in ipairs(bucket.parts) do
+      if part.entry.gradient then has.gradient = 'f32' end
+      if part.entry.parameter then has.parameter = part.entry.dtype end
+    end
+  end
+  for _, slot in ipairs(self.slots) do has[slot] = 'f32' end
+  local windows = {}
+  for i = 1, math.min(WINDOWS, #list) do
+    windows[i] = {}
+    for name, dtype in pairs(has) do windows[i][name] = window(self.bucket, dtype) end
+  end
+  return windows
+end
+
 -- Begins to read or write a bucket's slots; returns the last one's number.
-local function move(self, how, bucket, windows, slots)
+local function move_rows(self, how, bucket, windows)
   local number
-  for _, slot in ipairs(slots) do
+  for _, slot in ipairs(self.slots) do
     number = self.tier[how](self.tier, place(self, slot, bucket.at), windows[slot]:narrow(0, 0, bucket.count))
   end
   return number
 end
 
-local function without(slots, name)
-  local list = {}
-  for _, slot in ipairs(slots) do
-    if slot ~= name then list[#list + 1] = slot end
+-- The same of what has places of its own. A bf16 parameter is written from its master, so it is not read.
+local function move_parts(self, how, bucket, windows, name)
+  local number
+  for _, part in ipairs(bucket.parts) do
+    local base = part.entry[name]
+    if base then
+      local t = windows[name]:narrow(0, part.at, part.count)
+      number = self.tier[how](self.tier, base + SIZE[t.dtype] * part.first, t)
+    end
   end
-  return list
+  return number
+end
+
+local function read(self, bucket, windows)
+  local number = move_rows(self, 'read', bucket, windows)
+  number = move_parts(self, 'read', bucket, windows, 'gradient') or number
+  if windows.parameter and windows.parameter.dtype == 'f32' then
+    number = move_parts(self, 'read', bucket, windows, 'parameter') or number
+  end
+  return number or 0
+end
+
+local function write(self, bucket, windows)
+  move_rows(self, 'write', bucket, windows)
+  move_parts(self, 'write', bucket, windows, 'parameter')
 end
 
 -- The queue keeps order, so a window that is being written may be given to a read at once.
-local function run(self, list, gradients, step)
-  local written = without(self.slots, 'gradient')
-  local read = gradients and self.slots or written
-  local windows, here = {}, {}
-  for i = 1, math.min(WINDOWS, #list) do
-    windows[i] = {}
-    for _, slot in ipairs(read) do windows[i][slot] = window(self.bucket) end
-  end
+local function run(self, list, step)
+  local windows, here = windows_for(self, list), {}
   local function begin(i)
-    if list[i] then here[i] = move(self, 'read', list[i], windows[(i - 1) % WINDOWS + 1], read) end
+    if list[i] then here[i] = read(self, list[i], windows[(i - 1) % WINDOWS + 1]) end
   end
   begin(1)
   for i, bucket in ipairs(list) do
@@ -130,20 +170,21 @@ local function run(self, list, gradients, step)
     autograd.scope(function()
       for _, part in ipairs(bucket.parts) do
         local state = {}
-        for slot, t in pairs(views) do state[slot] = t:narrow(0, part.at, part.count) end
+        for name, t in pairs(views) do state[name] = t:narrow(0, part.at, part.count) end
         step(part.entry, part.first, part.count, state)
       end
-      move(self, 'write', bucket, views, written)
+      write(self, bucket, views)
     end)
   end
 end
 
 --- Calls step(entry, first, count, state) for all elements of the entries that are `due(entry)`, piece by
--- piece; what it changes in state[slot], f32 [count], is written back. gradients: whether to read those.
-function Stream:update(due, gradients, step)
+-- piece; what it changes in state[slot], f32 [count], and in state.parameter, is written back. All of a
+-- stream's offloaded parameters are of one dtype.
+function Stream:update(due, step)
   autograd.scope(autograd.no_grad, function()
     local list = buckets_of(self, due)
-    local ok, message = pcall(run, self, list, gradients, step)
+    local ok, message = pcall(run, self, list, step)
     local waited, wrong = pcall(self.tier.wait, self.tier) -- the windows are the worker's until then
     if not ok then error(message, 0) end
     if not waited then error(wrong, 0) end

@@ -34,11 +34,11 @@ describe('dist.mesh', function()
     fails({ offload = { to = 'optimizer', bucket = 0 } }, 'offload.bucket must be a whole number from 1, not 0')
   end)
 
-  it('says so where an optimizer meets what is not there yet', function()
+  it('that moves parameters out of memory wants the model sharded first', function()
     local Part = nn.class 'Part'
     function Part:init(mesh) nn.parameter(self, 'weight', { 2 }, { mesh = mesh }) end
     assert.error_matches(function() optim.SGD(Part(dist.mesh { offload = 'parameters' }):named_parameters()) end,
-      "offload = 'parameters' of its mesh is not there yet")
+      "optim.SGD: the mesh of 'weight' asks for offloaded parameters: call dist.shard%(model%) first")
   end)
 
   it('is the same for every parameter of a model, but for its experts', function()

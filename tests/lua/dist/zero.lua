@@ -1,24 +1,29 @@
--- Run by zero_spec.lua: a few training steps of a small model with tied weights, experts and sizes that
+-- Run by zero_spec.lua and offload_spec.lua: a few training steps of a small model with tied weights, experts and sizes that
 -- do not divide, under one layout after the other. Every rank takes its share of the same global batches.
 -- Each rank writes what it holds to FILE.layout.rank, elements under their numbers in the whole parameter:
 -- gradients after the first step, parameters after the last, the losses and norms of all.
 --   zero.lua FILE 'key=value ...' ...
 local C = require 'lumoe.ffi'
 local lumoe = require 'lumoe'
+local offload = require 'lumoe.dist.offload'
 local random = require 'lumoe.random'
 local shard = require 'lumoe.dist.shard'
 local dist, moe, nn, optim = lumoe.dist, lumoe.moe, lumoe.nn, lumoe.optim
 
 local DEFAULTS = { ep = '1', dense = '0', expert = '0', micro = '1', dtype = 'f32', optimizer = 'AdamW', deal = 'even', last = 'yes',
-  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no' }
+  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no', offload = 'no', bucket = '2000' }
 local BATCH, TIME, DIM, EXPERTS, VOCAB = 8, 5, 6, 5, 13
 local rank, size = dist.rank(), dist.world_size()
 if size > 1 then C.lm_shard_set_bucket(300) end -- several buckets to a unit
 
 local function run(file, opts)
   local MICRO, STEPS = tonumber(opts.micro), tonumber(opts.steps)
+  collectgarbage() -- of the layout before
+  collectgarbage()
+  local before = lumoe.memory().live
   lumoe.manual_seed(5)
-  local mesh = dist.mesh { ep = tonumber(opts.ep), zero = { dense = tonumber(opts.dense), expert = tonumber(opts.expert) } }
+  local mesh = dist.mesh { ep = tonumber(opts.ep), zero = { dense = tonumber(opts.dense), expert = tonumber(opts.expert) },
+    offload = opts.offload ~= 'no' and { to = opts.offload, bucket = tonumber(opts.bucket) } or nil }
 
   local Model = nn.class 'Model'
   function Model:init()
@@ -106,7 +111,8 @@ local function run(file, opts)
     for _, p in ipairs(model:named_parameters()) do
       local t = p.tensor
       local grad, first = t.grad, 0
-      if grad == nil and C.lm_shard_stage(require('lumoe.handle').pointer(t)) > 1 then
+      if offload.of(p) then grad, first = offload.gradient(p), shard.range(t)[1]
+      elseif grad == nil and C.lm_shard_stage(require('lumoe.handle').pointer(t)) > 1 then
         grad, first = shard.chunk(t).grad, shard.range(t)[1]
       end
       if grad ~= nil and grad:numel() > 0 then write('grad ' .. step, p, first, grad) end
@@ -167,8 +173,9 @@ local function run(file, opts)
   collectgarbage()
   collectgarbage()
   local live = lumoe.memory().live
-  out:write(('bytes parameters = %d\nbytes gradients = %d\nbytes optimizer = %d\nbytes exchange = %d\n'):format(live.parameters,
-    live.gradients, live.optimizer, live.exchange))
+  for _, purpose in ipairs { 'parameters', 'gradients', 'optimizer', 'exchange' } do
+    out:write(('bytes %s = %d\n'):format(purpose, live[purpose] - before[purpose]))
+  end
   dist.gathered(model, function()
     for _, p in ipairs(model:named_parameters()) do
       if p.tensor:numel() > 0 then lumoe.no_grad(write, 'final', p, 0, p.tensor:detach()) end

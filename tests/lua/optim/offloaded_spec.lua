@@ -119,7 +119,7 @@ describe('optimizer state in a tier', function()
   it('of Adafactor is refused, with the reason', function()
     folder.with(function(dir)
       assert.error_matches(function() optim.Adafactor(Parts(offload(dir)):named_parameters()) end,
-        "optim.Adafactor: its state is not one number for each element, so it cannot be offloaded; 'a' asks for it")
+        "optim.Adafactor: means of rows and columns need whole matrices, but 'a' is offloaded; use AdamW or SGD")
     end)
   end)
 
@@ -134,7 +134,7 @@ describe('optimizer state in a tier', function()
       local entry = stream:add(5000)
       stream:reserve()
       local before = lumoe.memory().live.total
-      local ok, message = pcall(stream.update, stream, function() return true end, false, function(_, first)
+      local ok, message = pcall(stream.update, stream, function() return true end, function(_, first)
         if first > 0 then error('stop here', 0) end
       end)
       assert.same({ false, 'stop here' }, { ok, message })
