@@ -199,6 +199,20 @@ void lm_tensor_dispose(lm_tensor *t) {
     if (node) lm__node_release_from(node, t);
 }
 
+int lm_tensor_unload(lm_tensor *t) {
+    int st = lm__exists("unload", t);
+    if (st == LM_OK && t->storage->shard)
+        return lm_fail(LM_EARG, "unload: parameter '%s' is under a unit",
+                       t->storage->shard->name);
+    if (st == LM_OK) lm__storage_drop(t->storage);
+    return st;
+}
+
+int lm_tensor_load(lm_tensor *t) {
+    int st = lm__exists("load", t);
+    return st == LM_OK ? lm__storage_restore(t->storage) : st;
+}
+
 void lm_tensor_release(lm_tensor *t) {
     if (!t || --t->refs > 0) return;
     lm_tensor_dispose(t);

@@ -31,6 +31,10 @@ LM_API void lm_tensor_retain(lm_tensor *t);
 LM_API void lm_tensor_release(lm_tensor *t); /* NULL is a no-op */
 /* Drops the data now, while references stay valid: later use is LM_EDISPOSED. */
 LM_API void lm_tensor_dispose(lm_tensor *t);
+/* Gives the bytes of its storage back while everything else of it stays: any use is
+ * LM_EDISPOSED until lm_tensor_load, after which they are undefined. */
+LM_API int lm_tensor_unload(lm_tensor *t);
+LM_API int lm_tensor_load(lm_tensor *t);
 
 /* What it is. */
 LM_API int lm_tensor_dtype(const lm_tensor *t);

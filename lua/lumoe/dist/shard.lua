@@ -18,6 +18,7 @@
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local handle = require 'lumoe.handle'
+local nn_module = require 'lumoe.nn.module'
 local offload = require 'lumoe.dist.offload'
 local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
@@ -153,7 +154,8 @@ end
 local function stage_of(p) return offload.stage(p, placement.replicas(p).size > 1 and placement.stage(p) or 0) end
 
 --- Divides a model's parameters as their meshes say (zero = { dense =, expert = }), moves what they say to the
--- second tier (offload =), and lets its gradients travel during backward. Call it when dtype and weights are final, and before the optimizer is made.
+-- second tier (offload =), and lets its gradients travel during backward. Call it when dtype and weights are final (those
+-- of nn.later are drawn here), and before the optimizer is made.
 ---@param model lumoe.Module
 ---@param mesh lumoe.Mesh?  of the parameters that name none
 ---@return lumoe.Module  the model
@@ -169,6 +171,7 @@ function shard.shard(model, mesh)
       units[path] = new_unit(path)
       list[#list + 1] = units[path]
     end
+    nn_module.draw(p)
     check(C.lm_unit_add(units[path].pointer, pointer(p.tensor), p.name, placement.replicas(p).pointer, stage_of(p)))
     offload.lodge(p)
     table.insert(units[path].parameters, p)

@@ -5,6 +5,7 @@ local transformer = require 'lumoe.nn.transformer'
 local nn = {
   class = module.class,
   as = module.as,
+  later = module.later,
   parameter = module.parameter,
   buffer = module.buffer,
   symbol = module.symbol,

@@ -11,6 +11,7 @@
 -- it can be used twice in one forward.
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
+local handle = require 'lumoe.handle'
 local placement = require 'lumoe.dist.placement'
 local random = require 'lumoe.random'
 local status = require 'lumoe.status'
@@ -64,19 +65,35 @@ local function draw(self, name, site)
   end
 end
 
-local born_as = 'f32' -- the dtype of parameters to come
+-- How parameters to come are made: their dtype; later: without bytes and numbers, until they are drawn.
+local birth = { dtype = 'f32', later = false }
 
---- Runs f(...), in which new parameters are of this dtype from the start (vectors, and those declared f32, stay
--- f32): the same model as after `to`, without ever taking the memory of f32.
-function module.as(dtype, f, ...)
-  local before = born_as
-  born_as = dtype
+local function with_birth(changed, f, ...)
+  local before = birth
+  birth = changed
   local function done(ok, ...)
-    born_as = before
+    birth = before
     if not ok then error((...), 0) end
     return ...
   end
   return done(xpcall(f, function(message) return message end, ...))
+end
+
+--- Runs f(...), in which new parameters are of this dtype from the start (vectors, and those declared f32, stay
+-- f32): the same model as after `to`, without ever taking the memory of f32.
+function module.as(dtype, f, ...) return with_birth({ dtype = dtype, later = birth.later }, f, ...) end
+
+--- Runs f(...), in which new parameters take no memory: dist.shard draws each, by its path as `initialize` does,
+-- and moves it to where it belongs, one after the other. So a model is made that fits on all ranks, or in a
+-- tier, but not here.
+function module.later(f, ...) return with_birth({ dtype = birth.dtype, later = true }, f, ...) end
+
+--- Draws a parameter that `later` left without numbers. p: an entry of named_parameters().
+function module.draw(p)
+  if not p.spec.undrawn then return end
+  status.check(C.lm_tensor_load(handle.pointer(p.tensor)))
+  autograd.no_grad(draw, p.module, p.key, p.name)
+  p.spec.undrawn = nil
 end
 
 local function materialize(self, name)
@@ -86,12 +103,14 @@ local function materialize(self, name)
     if is_symbol(size) then return end
   end
   local before = C.lm_memory_set_purpose(PARAMETERS_BOOK)
-  local ok, made = pcall(tensor.empty, spec.shape, { dtype = spec.f32 and 'f32' or born_as })
+  local ok, made = pcall(tensor.empty, spec.shape, { dtype = spec.f32 and 'f32' or birth.dtype })
   C.lm_memory_set_purpose(before)
   if not ok then error(made, 0) end
   self[name] = autograd.keep(made)
-  autograd.no_grad(draw, self, name, ('%s.%s'):format(self._class.name, name))
   self[name].requires_grad = true
+  spec.undrawn = birth.later or nil
+  if spec.undrawn then status.check(C.lm_tensor_unload(handle.pointer(made)))
+  else autograd.no_grad(draw, self, name, ('%s.%s'):format(self._class.name, name)) end
 end
 
 local OPTIONS = { init = true, std = true, bound = true, at = true, mesh = true, group = true, f32 = true }
@@ -246,12 +265,15 @@ function Module:bind(symbol, n)
   end)
 end
 
---- Draws all weights anew, each by (seed, its path, element): the same on any layout.
+--- Draws all weights anew, each by (seed, its path, element): the same on any layout. Those that are to be drawn
+-- later are drawn later.
 function Module:initialize()
   autograd.no_grad(function()
     for _, entry in ipairs(self:named_modules()) do
       local path, m = entry[1], entry[2]
-      for key in pairs(m._parameters) do draw(m, key, join(path, key)) end
+      for key, spec in pairs(m._parameters) do
+        if not spec.undrawn then draw(m, key, join(path, key)) end
+      end
     end
   end)
   return self:named_paths()

@@ -120,6 +120,28 @@ describe('nn.Module', function()
     assert.is_true(peak < 2 * big:numel() + 4 * 512 * 512 + 2 ^ 16, tostring(peak))
   end)
 
+  it('can be made without bytes, which come when it is sharded: the same model', function()
+    local plain = Pair { dim = 512 }
+    plain:to('bf16'):initialize()
+    collectgarbage()
+    collectgarbage()
+    lumoe.reset_peak_memory()
+    local before = lumoe.memory().live.total
+    local model = nn.as('bf16', nn.later, function() return Pair { dim = 512 } end)
+    model:initialize()
+    assert.is_true(lumoe.memory().live.total - before < 1000)
+    assert.error_matches(function() lumoe.scope(function() model(lumoe.ones(1, 512)) end) end, "the tensor's bytes are away")
+    lumoe.dist.shard(model, lumoe.dist.mesh { offload = 'parameters' })
+    local peak = lumoe.memory().peak.total - before -- one matrix, and its numbers as they were drawn
+    assert.is_true(peak < (2 + 4) * 512 * 512 + 2 ^ 14, tostring(peak))
+    assert.is_true(lumoe.memory().live.total - before < 1000)
+    lumoe.dist.gathered(model, function()
+      for i, p in ipairs(plain:named_parameters()) do
+        near(numbers(p.tensor), numbers(model:named_parameters()[i].tensor), 0)
+      end
+    end)
+  end)
+
   it('initializes by path, seed and element: not by order of construction, nor by draws before', function()
     local one = Pair { dim = 3 }
     one:initialize()
