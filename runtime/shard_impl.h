@@ -11,6 +11,9 @@ typedef struct lm__lodging {
     void *self;
     /* The chunk's bytes, in the parameter's dtype, into memory that is there already. */
     int (*fetch)(void *self, const lm_shard *s, void *dst);
+    /* The same bytes in a buffer that was allocated as a storage's are and is the caller's from
+     * now on; NULL when none is ready, or the chunk is not the whole. */
+    char *(*hand_over)(void *self, const lm_shard *s);
     /* The chunk's bytes changed in memory (a write inside a region): keep them. */
     int (*store)(void *self, const lm_shard *s, const void *src);
     /* The summed f32 gradient of the chunk, to be added to what came before in this step. */

@@ -300,7 +300,8 @@ static bool due(const lm_shard *s, bool all, bool once) {
     return !once || !s->sent;
 }
 
-/* The first that is due, and the others that fit in with it. NULL (st LM_OK): none is. */
+/* The first that is due, and the others that fit in with it: where nothing travels, none does,
+ * as packing would only copy. NULL (st LM_OK): none is due. */
 static bucket *next_bucket(lm_unit *u, bool all, bool once, bool *taken, int *st) {
     bucket *b = NULL;
     int64_t bytes = 0;
@@ -309,8 +310,8 @@ static bucket *next_bucket(lm_unit *u, bool all, bool once, bool *taken, int *st
         lm_shard *s = u->shard[i];
         int64_t more = s->param->numel * (int64_t)sizeof(float);
         if (taken[i] || !due(s, all, once)) continue;
-        if (b && (s->group != b->shard[0]->group || (s->stage > 1) != b->divided ||
-                  bytes + more > bucket_bytes))
+        if (b && (s->ranks == 1 || s->group != b->shard[0]->group ||
+                  (s->stage > 1) != b->divided || bytes + more > bucket_bytes))
             continue;
         if (!b) {
             b = calloc(1, sizeof *b);

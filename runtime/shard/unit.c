@@ -138,6 +138,11 @@ int lm_unit_dissolve(lm_unit *u) {
 /* Our chunk to its place in the whole, then everyone's. */
 static int gather(lm_shard *s) {
     lm_storage *whole = s->param->storage;
+    if (s->lodging && !whole->data &&
+        (whole->data = s->lodging->hand_over(s->lodging->self, s))) {
+        s->version = whole->version;
+        return LM_OK;
+    }
     int st = lm__storage_restore(whole);
     if (st != LM_OK) return st;
     if (s->lodging) st = s->lodging->fetch(s->lodging->self, s, own_place(s));

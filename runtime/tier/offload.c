@@ -159,15 +159,35 @@ static void read_ahead(home *h) {
     }
 }
 
+static void arrive_once(home *h) {
+    if (h != here || h->fetched == h->count) arrive(h);
+}
+
+static void fetched_one(home *h) {
+    if (++h->fetched == h->count) read_ahead(follower(h));
+}
+
+/* A read that failed is reported by the fetch that follows. */
+static char *hand_over(void *self, const lm_shard *s) {
+    lm_offload *o = self;
+    if (!o->ahead.data || s->ranks > 1 || o->ahead.purpose != s->param->storage->purpose)
+        return NULL;
+    if (lm_tier_wait(o->tier, o->read) != LM_OK) return NULL;
+    char *data = o->ahead.data;
+    o->ahead.data = NULL;
+    arrive_once(o->home);
+    fetched_one(o->home);
+    return data;
+}
+
 static int fetch(void *self, const lm_shard *s, void *dst) {
     lm_offload *o = self;
-    home *h = o->home;
     int st = LM_OK;
-    if (!h) { /* the gradient alone is in the tier */
+    if (!o->home) { /* the gradient alone is in the tier */
         memcpy(dst, s->chunk->data, (size_t)chunk_bytes(s));
         return LM_OK;
     }
-    if (h != here || h->fetched == h->count) arrive(h);
+    arrive_once(o->home);
     if (o->ahead.data) {
         st = lm_tier_wait(o->tier, o->read);
         if (st == LM_OK) memcpy(dst, o->ahead.data, (size_t)chunk_bytes(s));
@@ -176,7 +196,7 @@ static int fetch(void *self, const lm_shard *s, void *dst) {
         st = lm_tier_read(o->tier, o->chunk, dst, chunk_bytes(s));
         if (st == LM_OK) st = finish(o->tier);
     }
-    if (st == LM_OK && ++h->fetched == h->count) read_ahead(follower(h));
+    if (st == LM_OK) fetched_one(o->home);
     return st;
 }
 
@@ -249,7 +269,7 @@ int lm_offload_new(lm_tensor *p, lm_tier *tier, int64_t gradient, int64_t chunk,
                        chunk >= 0 ? 3 : 2);
     lm_offload *o = lm__object_new(sizeof *o);
     if (!o) return lm_fail(LM_EOOM, "offload: no memory");
-    *o = (lm_offload){.lodging = {o, fetch, store, take, forget},
+    *o = (lm_offload){.lodging = {o, fetch, hand_over, store, take, forget},
                       .tier = tier,
                       .gradient = gradient,
                       .chunk = chunk};
