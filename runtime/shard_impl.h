@@ -33,6 +33,8 @@ struct lm_shard {
     int64_t *bytes;       /* [ranks] of each chunk */
     lm_tensor *chunk;     /* stages 1, 2: a view of the parameter; 3: all that stays of it */
     uint32_t version;     /* of the parameter when it was gathered */
+    lm_async *arrival;    /* of the others' chunks, while `next` is in the list of those */
+    lm_shard *next;
     bool sent;            /* its gradient has left since the last lm_shard_reduce */
     lm__lodging *lodging; /* borrowed; NULL: memory */
 };
@@ -69,6 +71,7 @@ int lm__shard_late(const char *op, const lm_tensor *p);
 /* The chunk's summed gradient, from f32 [count]; added to what is there. */
 int lm__shard_take(lm_shard *s, const float *grad);
 int lm__unit_gather(lm_unit *u);
+int lm__chunks_settle(void); /* waits for parameters under way */
 void lm__unit_drop(lm_unit *u);
 
 /* The region that new nodes belong to: a new reference, or NULL. */

@@ -190,7 +190,9 @@ end
 function Tensor:data_ptr()
   local p = pointer(self, 'data_ptr', 'self')
   if C.lm_tensor_is_contiguous(p) == 0 then status.argument('data_ptr: not contiguous; use x:contiguous()') end
-  return C.lm_tensor_data(p)
+  local data = C.lm_tensor_data(p)
+  if data == nil then status.argument('data_ptr: the bytes of the tensor are not here; see dist.gathered') end
+  return data
 end
 
 local number_out = ffi.new 'double[1]'

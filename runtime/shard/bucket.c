@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { IN_FLIGHT = 4 }; /* buckets: one more, and the oldest is waited for */
+enum { IN_FLIGHT = 4 }; /* full buckets: one more, and the oldest is waited for */
 
 typedef struct buffer {
     void *data;
@@ -23,6 +23,7 @@ typedef struct bucket {
     lm_unit *unit;
     lm_shard **shard;
     int count;
+    int64_t bytes; /* of its gradients */
     bool divided;
     lm_tensor *alone; /* its only gradient, read or reduced in place */
     buffer send, receive;
@@ -30,8 +31,7 @@ typedef struct bucket {
 } bucket;
 
 static bucket *oldest, **newest = &oldest;
-static int flying;
-static int64_t bucket_bytes = 8 << 20;
+static int64_t bucket_bytes = 8 << 20, flying; /* bytes of gradients in all of them */
 
 double lm_shard_set_bucket(double bytes) {
     double before = (double)bucket_bytes;
@@ -253,7 +253,7 @@ static int finish_oldest(void) {
     bucket *b = oldest;
     oldest = b->next;
     if (!oldest) newest = &oldest;
-    flying--;
+    flying -= b->bytes;
     int st = lm_async_wait(b->under_way);
     b->under_way = NULL;
     if (st == LM_OK) st = b->divided ? finish_divided(b) : finish_summed(b);
@@ -263,7 +263,7 @@ static int finish_oldest(void) {
 
 /* All of them even when one fails: what is under way writes into buffers of ours. */
 int lm_shard_settle(void) {
-    int st = LM_OK;
+    int st = lm__chunks_settle();
     while (oldest) {
         int one = finish_oldest();
         if (st == LM_OK) st = one;
@@ -281,14 +281,15 @@ int lm__buckets_progress(void) {
 
 static int send_bucket(bucket *b) {
     int st = LM_OK;
-    while (flying >= IN_FLIGHT && st == LM_OK) st = finish_oldest();
+    while (oldest && flying + b->bytes > IN_FLIGHT * bucket_bytes && st == LM_OK)
+        st = finish_oldest();
     if (st == LM_OK) st = b->divided ? start_divided(b) : start_summed(b);
     if (st != LM_OK) {
         bucket_free(b);
         return st;
     }
     *newest = b, newest = &b->next;
-    flying++;
+    flying += b->bytes;
     return b->under_way ? LM_OK : lm__buckets_progress();
 }
 
@@ -304,14 +305,13 @@ static bool due(const lm_shard *s, bool all, bool once) {
  * as packing would only copy. NULL (st LM_OK): none is due. */
 static bucket *next_bucket(lm_unit *u, bool all, bool once, bool *taken, int *st) {
     bucket *b = NULL;
-    int64_t bytes = 0;
     *st = LM_OK;
     for (int i = 0; i < u->count; i++) {
         lm_shard *s = u->shard[i];
         int64_t more = s->param->numel * (int64_t)sizeof(float);
         if (taken[i] || !due(s, all, once)) continue;
         if (b && (s->ranks == 1 || s->group != b->shard[0]->group ||
-                  (s->stage > 1) != b->divided || bytes + more > bucket_bytes))
+                  (s->stage > 1) != b->divided || b->bytes + more > bucket_bytes))
             continue;
         if (!b) {
             b = calloc(1, sizeof *b);
@@ -326,7 +326,7 @@ static bucket *next_bucket(lm_unit *u, bool all, bool once, bool *taken, int *st
         }
         taken[i] = true;
         b->shard[b->count++] = s;
-        bytes += more;
+        b->bytes += more;
     }
     return b;
 }

@@ -38,6 +38,7 @@ void lm_unit_retain(lm_unit *u) { u->refs++; }
 
 void lm_unit_release(lm_unit *u) {
     if (!u || --u->refs > 0) return;
+    lm__chunks_settle(); /* none of ours may be among them */
     for (int i = 0; i < u->count; i++) shard_free(u->shard[i]);
     free(u->shard);
     free(u->name);
@@ -94,7 +95,8 @@ static int chunk_new(lm_shard *s) {
     int before = lm_memory_set_purpose(s->param->storage->purpose);
     int st = lm_tensor_new(s->param->dtype, 1, &s->count, &s->chunk);
     lm_memory_set_purpose(before);
-    if (st == LM_OK) memcpy(s->chunk->data, own_place(s), (size_t)s->bytes[s->rank]);
+    if (st == LM_OK && s->count)
+        memcpy(s->chunk->data, own_place(s), (size_t)s->bytes[s->rank]);
     return st;
 }
 
@@ -135,8 +137,33 @@ int lm_unit_dissolve(lm_unit *u) {
 
 /* ---- whole parameters: gathered and dropped ---- */
 
+static lm_shard *arriving, **last_arriving = &arriving; /* parameters under way to us */
+
+/* The others' chunks, to where they belong. */
+static int begin_arrival(lm_shard *s) {
+    if (s->ranks == 1) return LM_OK;
+    int st = lm_all_gather_v_start(s->group, own_place(s), s->bytes, s->param->storage->data,
+                                   &s->arrival);
+    if (st == LM_OK) s->next = NULL, *last_arriving = s, last_arriving = &s->next;
+    return st;
+}
+
+/* All of them even when one fails: they write into buffers of ours. */
+int lm__chunks_settle(void) {
+    int st = LM_OK;
+    while (arriving) {
+        lm_shard *s = arriving;
+        arriving = s->next;
+        int one = lm_async_wait(s->arrival);
+        s->arrival = NULL;
+        if (st == LM_OK) st = one;
+    }
+    last_arriving = &arriving;
+    return st;
+}
+
 /* Our chunk to its place in the whole, then everyone's. */
-static int gather(lm_shard *s) {
+static int begin_gather(lm_shard *s) {
     lm_storage *whole = s->param->storage;
     if (s->lodging && !whole->data &&
         (whole->data = s->lodging->hand_over(s->lodging->self, s))) {
@@ -146,18 +173,18 @@ static int gather(lm_shard *s) {
     int st = lm__storage_restore(whole);
     if (st != LM_OK) return st;
     if (s->lodging) st = s->lodging->fetch(s->lodging->self, s, own_place(s));
-    else memcpy(own_place(s), s->chunk->data, (size_t)s->bytes[s->rank]);
-    if (st == LM_OK && s->ranks > 1)
-        st = lm_all_gather_v(s->group, own_place(s), s->bytes, whole->data);
+    else if (s->count) memcpy(own_place(s), s->chunk->data, (size_t)s->bytes[s->rank]);
     s->version = whole->version;
-    return st;
+    return st == LM_OK ? begin_arrival(s) : st;
 }
 
 int lm__unit_gather(lm_unit *u) {
     int st = LM_OK;
     if (u->here) return LM_OK;
     for (int i = 0; i < u->count && st == LM_OK; i++)
-        if (u->shard[i]->stage == 3) st = gather(u->shard[i]);
+        if (u->shard[i]->stage == 3) st = begin_gather(u->shard[i]);
+    int settled = lm__chunks_settle();
+    if (st == LM_OK) st = settled;
     u->here = st == LM_OK;
     if (st != LM_OK)
         for (int i = 0; i < u->count; i++)
@@ -169,7 +196,7 @@ int lm__unit_gather(lm_unit *u) {
 static void keep_writes(lm_shard *s) {
     if (s->param->storage->version == s->version) return;
     if (s->lodging) s->lodging->store(s->lodging->self, s, own_place(s));
-    else memcpy(s->chunk->data, own_place(s), (size_t)s->bytes[s->rank]);
+    else if (s->count) memcpy(s->chunk->data, own_place(s), (size_t)s->bytes[s->rank]);
 }
 
 void lm__unit_drop(lm_unit *u) {
@@ -221,7 +248,6 @@ int lm_shard_updated(lm_tensor *p) {
     lm_shard *s = lm__shard_of(p);
     if (!s || s->stage == 0) return LM_OK;
     p->storage->version++;
-    if (s->stage == 3) return s->unit->here ? gather(s) : LM_OK;
-    if (s->ranks == 1) return LM_OK;
-    return lm_all_gather_v(s->group, own_place(s), s->bytes, p->storage->data);
+    if (s->stage == 3) return s->unit->here ? begin_gather(s) : LM_OK;
+    return begin_arrival(s);
 }
