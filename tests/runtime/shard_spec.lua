@@ -82,6 +82,7 @@ describe('a parameter at stage 3', function()
     local others = {}
     for i = 1, 8 do others[i] = lumoe.full({ 2, 2 }, 99) end
     loss:backward()
+    assert.equal(8, #others)
     assert.equal(0, C.lm_unit_inside(u))
     assert.same({ { 3 * 1 + 4 * 3, 3 * 2 + 4 * 4 } }, x.grad:totable())
     assert.is_nil(w.grad) -- it went into the chunk

@@ -167,6 +167,11 @@ local function run(file, opts)
       train_step(step)
     end
   end
+  if opts.deal == 'one' then
+    local idle = false
+    for _, n in ipairs(model.layers[1].feed_forward:summary().load) do idle = idle or n == 0 end
+    assert(idle, 'an expert was to have no tokens')
+  end
   if opts.fail == 'yes' then assert(not fails, 'it was to fail') end
 
   model.layers[1].feed_forward.last_plan, model.layers[2].feed_forward.last_plan = nil, nil

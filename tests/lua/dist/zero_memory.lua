@@ -28,7 +28,7 @@ local function build(dense, expert, dtype)
   return dist.shard(model, mesh)
 end
 
-local function live() 
+local function live()
   collectgarbage()
   collectgarbage()
   return lumoe.memory().live

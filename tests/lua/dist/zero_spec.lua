@@ -64,6 +64,13 @@ describe('ZeRO', function()
     for i = 2, 4 do compare(all[1], all[i], 1e-6) end
   end)
 
+  it('takes the memory that the books say, and no more on the way', function()
+    local pipe = assert(io.popen(('mpirun -np 2 --oversubscribe --allow-run-as-root %s tests/lua/dist/zero_memory.lua 2>&1')
+      :format(os.getenv 'LUMOE' or 'build/bin/lumoe')))
+    assert.equal('all well\n', pipe:read '*a')
+    pipe:close()
+  end)
+
   it('says what cannot be', function()
     assert.matches("optim.Adafactor: means of rows and columns need whole matrices, but 'embedding.weight' is divided between 2 ranks",
       run(2, os.tmpname(), 'optimizer=Adafactor dense=1'))
