@@ -1,4 +1,4 @@
---- Ctrl-C in a recipe: the first asks it to finish its step and save, the second raises as usual.
+--- Ctrl-C, or a scheduler's SIGTERM, in a recipe: the first asks it to finish its step and save, the second raises as usual.
 local dist = require('lumoe').dist
 local ours, host = pcall(require, 'lumoe.host') -- the program's own; a plain luajit has none
 

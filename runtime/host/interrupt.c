@@ -12,7 +12,8 @@
  * What an interrupt does is a matter of counting: from the raise_at-th on it
  * raises, the kill_at-th ends the process as if nobody had caught the signal.
  * A script that wants to finish its step first asks for raise_at = 2 and looks
- * at the count. The prompt runs each chunk in lm_interrupt_l_run, where the
+ * at the count; it is then asked by SIGTERM too, as schedulers do before they
+ * kill. The prompt runs each chunk in lm_interrupt_l_run, where the
  * first one raises and none ends the process. */
 #include "runtime/host/interrupt.h"
 
@@ -106,6 +107,10 @@ int lm_interrupt_l_policy(lua_State *L) {
     raised = 0;
     raise_at = at;
     kill_at = kill;
+    struct sigaction action = {.sa_handler = at > 1 ? on_signal : SIG_DFL,
+                               .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
     return 0;
 }
 

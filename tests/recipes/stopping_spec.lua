@@ -65,6 +65,16 @@ describe('a training that is stopped', function()
     for step, record in ipairs(records) do assert.equal(step, record.step) end
   end
 
+  it('by a scheduler finishes its step and saves', function()
+    local process, ended = start(root, 'terminated', LONG)
+    wait_for_steps(root, 'terminated', 5)
+    kill('TERM', process)
+    local ending, said = ended()
+    assert.equal('exited 0', ending, said)
+    local step = tonumber(said:match 'stopped at step (%d+)')
+    assert.is_true(path.exists(('%s/terminated/checkpoint-%d/index.json'):format(root, step)) and true or false)
+  end)
+
   it('by Ctrl-C finishes its step, saves, and tells how to go on', function()
     local process, ended = start(root, 'interrupted', LONG)
     wait_for_steps(root, 'interrupted', 20)
