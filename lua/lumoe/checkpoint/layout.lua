@@ -4,9 +4,11 @@
 -- dim (experts, columns, rows), of which ZeRO leaves a rank a flat chunk. An optimizer's tensors lie as what they
 -- update does. Where the bytes are is the holding's business: in memory, or in a tier.
 local cjson = require 'cjson'
+local offload = require 'lumoe.dist.offload'
 local placement = require 'lumoe.dist.placement'
 local ranks = require 'lumoe.checkpoint.ranks'
 local region = require 'lumoe.checkpoint.region'
+local shard = require 'lumoe.dist.shard'
 
 local layout = {}
 
@@ -27,12 +29,27 @@ local function whole_region(t) return region.new(t:shape_table()) end
 
 local function part_of(p) return region.new(p.spec.whole, p.spec.at and placement.ranges(p)) end
 
+-- Of that, what this rank's optimizer updates: all, or its chunk.
+local function updated_part_of(p)
+  return region.new(p.spec.whole, p.spec.at and placement.ranges(p), shard.range(p.tensor))
+end
+
+-- Where a parameter's elements are: in a tier, in the chunk that is all that stays of it, or in the parameter.
+local function of_parameter(p)
+  local lodging = offload.of(p)
+  if lodging and lodging.chunk then
+    return { name = p.name, dtype = p.tensor.dtype, region = updated_part_of(p), take = function() return offload.read(p) end,
+      give = function(t) offload.write(p, t) end }
+  elseif shard.stage(p.tensor) == 3 then return in_memory(p.name, shard.chunk(p.tensor), updated_part_of(p)) end
+  return in_memory(p.name, p.tensor, part_of(p))
+end
+
 --- Parameters, and buffers, which every rank holds whole.
 ---@param model lumoe.Module
 ---@return lumoe.Holding[]
 function layout.of_model(model)
   local list = {}
-  for i, p in ipairs(model:named_parameters()) do list[i] = in_memory(p.name, p.tensor, part_of(p)) end
+  for i, p in ipairs(model:named_parameters()) do list[i] = of_parameter(p) end
   for _, b in ipairs(model:named_buffers()) do list[#list + 1] = in_memory(b.name, b.tensor, whole_region(b.tensor)) end
   return list
 end
@@ -47,8 +64,8 @@ local function without(p, gone)
 end
 
 local function region_of_slot(p, slot, dims)
-  local own = #p.spec.whole
-  if dims == own then return part_of(p) end
+  local own, part = #p.spec.whole, updated_part_of(p)
+  if part.chunk or dims == own then return part end
   return without(p, slot == 'col' and own - 1 or own)
 end
 
@@ -64,7 +81,7 @@ function layout.of_optimizer(optimizer)
   for _, p in ipairs(optimizer.params) do
     local away, slots = optimizer.offloaded:slots(p.name), {}
     for _, slot in ipairs(away or {}) do
-      add(p, slot, { name = ('optimizer.%s.%s'):format(p.name, slot), dtype = 'f32', region = part_of(p),
+      add(p, slot, { name = ('optimizer.%s.%s'):format(p.name, slot), dtype = 'f32', region = updated_part_of(p),
         take = function() return optimizer.offloaded:read(p.name, slot) end,
         give = function(t) optimizer.offloaded:write(p.name, slot, t) end })
     end

@@ -67,4 +67,20 @@ function offload.gradient(p)
   return t
 end
 
+--- This rank's part of a parameter that is offloaded itself: a copy, flat; and the way back.
+function offload.read(p)
+  local lodging, t = p.spec.lodging, tensor.empty(p.spec.lodging.count, { dtype = p.tensor.dtype })
+  lodging.tier:wait(lodging.tier:read(lodging.chunk, t))
+  return t
+end
+function offload.write(p, t)
+  local lodging = p.spec.lodging
+  if t.dtype ~= p.tensor.dtype or t:numel() ~= lodging.count then
+    status.argument("offload: '%s' has %d elements of %s here, not %s", p.name, lodging.count, p.tensor.dtype,
+      tensor.describe(t))
+  end
+  status.check(C.lm_offload_discard())
+  lodging.tier:wait(lodging.tier:write(lodging.chunk, t:contiguous()))
+end
+
 return offload

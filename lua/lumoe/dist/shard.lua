@@ -220,6 +220,9 @@ function shard.chunk(t)
   return out[0] ~= nil and handle.own(out[0]) or nil
 end
 
+--- The stage at which it is under its unit; -1: it is under none.
+function shard.stage(t) return C.lm_shard_stage(pointer(t)) end
+
 --- { first, count } of the chunk in the parameter's flattened local elements; nil when it is not divided.
 function shard.range(t)
   local chunk = shard.chunk(t)

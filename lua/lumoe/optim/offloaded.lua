@@ -94,7 +94,7 @@ function Offloaded:slots(name)
   return entry and entry.stream.slots
 end
 
---- A copy of a slot of a parameter's state, in its shape; and the way back.
+--- A copy of a slot of the part that this rank updates, in its shape; and the way back.
 function Offloaded:read(name, slot)
   local entry = self.entries[name]
   local t = tensor.empty(entry.part:shape_table())
@@ -103,6 +103,9 @@ function Offloaded:read(name, slot)
 end
 function Offloaded:write(name, slot, t)
   local entry = self.entries[name]
+  if t:numel() ~= entry.count then
+    status.argument("optimizer: '%s' of '%s' has %d elements here, not %s", slot, name, entry.count, tensor.describe(t))
+  end
   entry.stream.tier:wait(entry.stream:write(slot, entry, t:float():contiguous()))
 end
 
