@@ -17,7 +17,8 @@ local status = require 'lumoe.status'
 ---@field zero { dense: integer, expert: integer }  stages of ZeRO
 ---@field offload string?  'optimizer' or 'parameters': what lives in the second tier of memory
 ---@field tier { dir?: string, bucket?: integer }  where, and the bytes that pass through memory at once
----@field data lumoe.Group     the ranks with other tokens, at this rank's place in its tensor group
+---@field data lumoe.Group     the ranks with other tokens, at this rank's place in its tensor group: what each counts of
+---  its tokens, as a loss, is added up over them
 ---@field tensor lumoe.Group   the ranks with the same tokens
 ---@field tokens lumoe.Group   all ranks: each has tokens of its own where a layer has cut them over tp
 ---@field expert lumoe.Group   the ep · etp ranks of this rank's set of experts, the ranks of a place side by side

@@ -30,6 +30,13 @@ function parallel.reduce_from(x, group)
   return result(C.lm_reduce_from(group.pointer, pointer(x, 'reduce_from', 'x'), out))
 end
 
+--- The same of a part that nobody needs any more: its bytes go at once, not at the end of the scope.
+function parallel.add_up(part, group)
+  local whole = parallel.reduce_from(part, group)
+  if group.size > 1 then part:dispose() end
+  return whole
+end
+
 --- This rank's share (dist.share) of the rows of x, its first dim; backward: all shares, joined.
 function parallel.slice_rows(x, group)
   if group.size == 1 then return x end

@@ -26,7 +26,7 @@ end
 function Embedding:forward(ids)
   local cut = self.cut
   if not cut then return self.weight:embedding(ids) end
-  return parallel.reduce_from(self.weight:embedding_part(ids, cut.first, cut.whole), cut.group)
+  return parallel.add_up(self.weight:embedding_part(ids, cut.first, cut.whole), cut.group)
 end
 
 --- x's products with every row.

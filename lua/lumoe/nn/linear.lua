@@ -56,8 +56,11 @@ end
 function Linear:forward(x)
   if self.split == 'columns' then return parallel.copy_to(x, self.cut.group):linear(self.weight, self.bias) end
   if self.split == 'rows' then
-    local y = parallel.reduce_from(x:linear(self.weight), self.cut.group)
-    return self.has_bias and y + self.bias:to(y.dtype) or y
+    local product = parallel.add_up(x:linear(self.weight), self.cut.group)
+    if not self.has_bias then return product end
+    local y = product + self.bias:to(product.dtype)
+    product:dispose()
+    return y
   end
   return x:linear(self.weight, self.bias)
 end

@@ -124,6 +124,17 @@ if size > 1 then
   local mesh = dist.mesh { tp = size }
   fails('nn.MultiheadAttention: 1 heads do not divide among tp = ' .. size, nn.MultiheadAttention, { 24, 1, mesh = mesh })
   fails('nn.Embedding: count 1 does not spread over tp = ' .. size, nn.Embedding, { 1, 8, mesh = mesh, split = 'vocabulary' })
+  -- A bad id is an error of all ranks, whoever has the rows around it.
+  local table_of, head = nn.Embedding { 12, 8, mesh = mesh, split = 'vocabulary' }, nn.Linear { 8, 12, mesh = mesh, split = 'columns' }
+  local bad, x = lumoe.tensor({ 3, 12 }, { dtype = 'i32' }), lumoe.ones(2, 8)
+  fails('embedding: id 12 at position 1 is not in 0 to 11', table_of, bad)
+  fails('cross_entropy: id 12 at position 1 is not in 0 to 11', function() head(x):cross_entropy(bad, { cut = head.cut }) end)
+  fails('linear_cross_entropy: id 12 at position 1 is not in 0 to 11', function()
+    x:linear_cross_entropy(table_of.weight, bad, { cut = table_of.cut })
+  end)
+  fails('cross_entropy: 12 classes from %d+ on, of 12 in all', function()
+    lumoe.ones(2, 12):cross_entropy(bad, { cut = { group = mesh.tensor, first = 1, whole = 12 } })
+  end)
   fails("nn.Linear: split must be 'columns' or 'rows', not both", nn.Linear, { 1, 8, mesh = mesh, split = 'both' })
   fails("optim.Adafactor: 'bias' is cut along dim 0 over ranks, but its means are over all of it", function()
     lumoe.optim.Adafactor(nn.Linear({ 4, 2 * size, mesh = mesh, split = 'columns' }):named_parameters())
