@@ -6,31 +6,38 @@
 --
 -- Routing: `turning`, token t's experts are t, t + E/k, ...: even to the row, so that a dispatch carries exactly
 -- k T (1 - 1/R) rows; `random`, any k different experts, of which a token's rows that go to each rank once are
--- T (R - 1) (1 - C(E - E/R, k) / C(E, k)) in expectation; `skewed`, some experts liked much more than others.
+-- T (R - 1) (1 - C(E - E/R, k) / C(E, k)) in expectation; `skewed`, some experts liked much more than others;
+-- `grouped`, as random, but every E/k-th expert is liked by the same tokens. `placed`: where each expert lives follows
+-- from what the first plan showed (moe/policies/placement.lua), else neighbours live together.
+-- The busiest rank: its routes, over what each would have if all had the same.
 -- Ends with 1 when a counter is not what counting the routes by hand gives, or `turning` misses its closed form.
 local lumoe = require 'lumoe'
 local argparse = require 'argparse'
 local cjson = require 'cjson'
 local utils = require 'pl.utils'
 local dist, moe = lumoe.dist, lumoe.moe
+local placement = moe.policies.placement
 
 local p = argparse('lumoe recipes/exchange.lua', 'Rows, bytes and messages of the exchanges of an MoE layer.')
 p:option('--experts', 'Experts (64)', '64'):convert(tonumber)
 p:option('--top-k', 'Experts of a token (8)', '8'):convert(tonumber)
 p:option('--dim', 'Size of a token (16)', '16'):convert(tonumber)
 p:option('--tokens', 'Of each rank (256)', '256'):convert(tonumber)
-p:option('--routing', 'turning, random or skewed; may be given again (all)'):count '*'
+p:option('--routing', 'turning, random, skewed or grouped; may be given again (all)'):count '*'
 p:option('--json', 'Where the figures go as well')
 local opts = p:parse()
 
 local EXPERTS, K, DIM, TOKENS = opts.experts, opts.top_k, opts.dim, opts.tokens
 local rank, ranks = dist.rank(), dist.world_size()
 local mesh = dist.mesh { ep = ranks }
-local ROUTINGS = #opts.routing > 0 and opts.routing or { 'turning', 'random', 'skewed' }
+local ROUTINGS = #opts.routing > 0 and opts.routing or { 'turning', 'random', 'skewed', 'grouped' }
 local EXCHANGES = {
   { 'rows', {} }, { 'once', { once = true } }, { 'padded', { way = 'padded' } }, { 'two_level', { way = 'two_level' } },
   { 'once, two_level', { once = true, way = 'two_level' } }, { 'once, in 4 parts', { once = true, parts = 4 } },
+  { 'once, placed', { once = true }, placed = true },
 }
+local HOSTS = {}
+for r = 1, ranks do HOSTS[r] = dist.host(mesh.expert.ranks[r]) end
 
 -- ---- routing -------------------------------------------------------------------------------
 
@@ -55,9 +62,22 @@ local choices = {
   end,
 }
 
-local function layer(routing, exchange)
+-- A token likes the experts of its group more than others, and one of them not so much.
+function choices.grouped(x, tags)
+  local groups = EXPERTS / K
+  local scores = lumoe.rand(x:size(0), EXPERTS, { site = 'recipe.route', rows = tags.tokens })
+  local liked = {}
+  for t = 1, x:size(0) do
+    liked[t] = {}
+    for e = 1, EXPERTS do liked[t][e] = (e - 1) % groups == math.floor(t * 0.618 * groups) % groups and 0.85 or 0 end
+  end
+  local _, ids = (scores + lumoe.tensor(liked)):topk(K)
+  return scores, ids
+end
+
+local function layer(routing, exchange, owner)
   return moe.Layer {
-    dim = DIM, mesh = mesh, exchange = exchange, experts = moe.FFN { experts = EXPERTS, hidden = DIM },
+    dim = DIM, mesh = mesh, exchange = exchange, owner = owner, experts = moe.FFN { experts = EXPERTS, hidden = DIM },
     router = moe.Router { top_k = K, route = function(_, x, tags)
       local scores, ids = choices[routing](x, tags)
       return { scores = scores, expert_ids = ids }
@@ -68,13 +88,13 @@ end
 -- ---- counting by hand ----------------------------------------------------------------------
 
 -- Rows that a dispatch takes to each other rank, by following every token.
-local function by_hand(plan, once)
+local function by_hand(plan, once, owner)
   local rows = {}
   for r = 1, ranks do rows[r] = 0 end
   for t = 0, plan.tokens - 1 do
     local been = {}
     for _, route in ipairs(plan:route_of(t)) do
-      local r = math.floor(route.expert * ranks / EXPERTS)
+      local r = owner and owner[route.expert + 1] or math.floor(route.expert * ranks / EXPERTS)
       if r ~= rank and not (once and been[r]) then rows[r + 1] = rows[r + 1] + 1 end
       been[r] = true
     end
@@ -98,9 +118,9 @@ end
 
 local function sum(value) return dist.reduce_number(value) end
 
-local function measure(routing, name, exchange)
+local function measure(routing, name, exchange, owner)
   lumoe.manual_seed(1)
-  local moe_layer = layer(routing, exchange)
+  local moe_layer = layer(routing, exchange, owner)
   moe_layer:initialize()
   local x = lumoe.randn(TOKENS, DIM)
   x.requires_grad = true
@@ -115,9 +135,12 @@ local function measure(routing, name, exchange)
       row.bytes, row.messages = row.bytes + leg.bytes[r], row.messages + leg.messages[r]
     end
   end
+  local arrivals, kept = 0, plan:kept()
+  for _, e in ipairs(plan:local_experts()) do arrivals = arrivals + kept[e + 1] end
+  row.busiest = dist.reduce_number(arrivals, 'max') / (sum(arrivals) / ranks)
   local right = 1 -- exactly what goes straight to its place can be followed by hand
   if exchange.way == nil then
-    for r, n in ipairs(by_hand(plan, exchange.once)) do right = traffic.dispatch.rows[r] == n and right or 0 end
+    for r, n in ipairs(by_hand(plan, exchange.once, owner)) do right = traffic.dispatch.rows[r] == n and right or 0 end
   end
   for _, what in ipairs { 'rows', 'bytes', 'messages' } do row[what] = sum(row[what]) end
   for from, line in ipairs(hosts) do
@@ -127,24 +150,29 @@ local function measure(routing, name, exchange)
       end
     end
   end
-  if exchange.way == nil and routing ~= 'skewed' then row.expected = closed_form(exchange.once and routing == 'random') end
+  if exchange.way == nil and not owner and (routing == 'turning' or routing == 'random') then
+    row.expected = closed_form(exchange.once and routing == 'random')
+  end
   row.ok = sum(1 - right) == 0 and (routing ~= 'turning' or row.expected == nil or row.rows == row.expected)
-  return row
+  return row, plan
 end
 
 local lead, list, ok = rank == 0, {}, true
 if lead then
   print(('%d ranks, %d tokens each of size %d, top %d of %d experts; one layer forward and backward, over all ranks')
     :format(ranks, TOKENS, DIM, K, EXPERTS))
-  print 'routing  exchange          rows of a dispatch  closed form    bytes  messages  between hosts: bytes  messages'
+  print 'routing  exchange          rows of a dispatch  closed form    bytes  messages  between hosts: bytes  messages  busiest rank'
 end
 for _, routing in ipairs(ROUTINGS) do
+  local counts = placement.counts(EXPERTS)
   for _, exchange in ipairs(EXCHANGES) do
-    local row = measure(routing, exchange[1], exchange[2])
+    local owner = exchange.placed and placement.place(counts, { places = ranks, hosts = HOSTS, slack = 0.2 }) or nil
+    local row, plan = measure(routing, exchange[1], exchange[2], owner)
+    if exchange[1] == 'rows' then counts:add(plan):reduce(mesh.expert) end
     list[#list + 1], ok = row, ok and row.ok
     if lead then
-      print(('%-8s %-17s %18d  %11s %8d %9d %21d %9d%s'):format(row.routing, row.exchange, row.rows,
-        row.expected and ('%.1f'):format(row.expected) or '', row.bytes, row.messages, row.host_bytes, row.host_messages,
+      print(('%-8s %-17s %18d  %11s %8d %9d %21d %9d %11.2f x%s'):format(row.routing, row.exchange, row.rows,
+        row.expected and ('%.1f'):format(row.expected) or '', row.bytes, row.messages, row.host_bytes, row.host_messages, row.busiest,
         row.ok and '' or '  WRONG'))
     end
   end

@@ -42,6 +42,12 @@ describe('the exchange of eight ranks, 64 experts, top 8', function()
     assert.is_true(by.skewed.padded.rows > 2 * by.skewed.rows.rows)
   end)
 
+  it('carries fewer where experts that are used together live together', function()
+    assert.is_true(by.grouped['once, placed'].rows < 0.7 * by.grouped.once.rows)
+    assert.is_true(by.skewed['once, placed'].busiest < 0.5 * by.skewed.once.busiest)
+    assert.is_true(by.grouped['once, placed'].host_bytes < 0.7 * by.grouped.once.host_bytes)
+  end)
+
   it('sends one message a rank between hosts, not one for every pair, with the same bytes', function()
     assert.equal(4 * 2 * 4 * 4, by.turning.rows.host_messages) -- four legs, both ways, four ranks to four
     assert.equal(4 * 2 * 4, by.turning.two_level.host_messages)

@@ -10,7 +10,7 @@
 local lazy = {
   Layer = 'lumoe.moe.layer', FFN = 'lumoe.moe.ffn', Router = 'lumoe.moe.router',
   routers = 'lumoe.moe.routers', balance = 'lumoe.moe.balance',
-  trace = 'lumoe.moe.trace',
+  policies = 'lumoe.moe.policies', trace = 'lumoe.moe.trace',
 }
 
 local moe = {
