@@ -109,9 +109,10 @@ local function none_of(m, n, k)
   return share
 end
 
-local function closed_form(once)
+local function closed_form(routing, once)
   local all = TOKENS * ranks
-  return once and all * (ranks - 1) * (1 - none_of(EXPERTS / ranks, EXPERTS, K)) or K * all * (1 - 1 / ranks)
+  if once and routing == 'random' then return all * (ranks - 1) * (1 - none_of(EXPERTS / ranks, EXPERTS, K)) end
+  return (once and math.min(K, ranks) or K) * all * (1 - 1 / ranks)
 end
 
 -- ---- the figures ---------------------------------------------------------------------------
@@ -151,7 +152,7 @@ local function measure(routing, name, exchange, owner)
     end
   end
   if exchange.way == nil and not owner and (routing == 'turning' or routing == 'random') then
-    row.expected = closed_form(exchange.once and routing == 'random')
+    row.expected = closed_form(routing, exchange.once)
   end
   row.ok = sum(1 - right) == 0 and (routing ~= 'turning' or row.expected == nil or row.rows == row.expected)
   return row, plan
