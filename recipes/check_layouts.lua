@@ -1,7 +1,7 @@
 --- Is it the same model under every layout? One batch on all ways to share it over the ranks, against one process.
 --
 --   ./lumoe -np 4 recipes/check_layouts.lua                       every layout of four ranks
---   ./lumoe -np 4 recipes/check_layouts.lua --only 'ep 2' --steps 20 --top-k 1 --capacity 0
+--   ./lumoe -np 4 recipes/check_layouts.lua --only ep2 --steps 20 --top-k 1 --capacity 0
 --   ./lumoe -np 4 recipes/check_layouts.lua --json layouts.json
 --
 -- Ends with 1 when one is off. Your own model: dist.check_layouts, as below.

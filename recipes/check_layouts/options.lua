@@ -36,7 +36,7 @@ function options.parse(arguments)
   option('--time', 16, 1, 1e6, 'Tokens of a sequence')
   option('--seed', 1, 0, 1e9, 'Seed of everything random')
   option('--steps', 3, 1, 1e6, 'Training steps whose losses are compared')
-  p:option('--only', 'Layouts whose name has this text, as "ep 2" or "zero 3"'):argname 'TEXT'
+  p:option('--only', 'Layouts whose name has this text, as ep2 or zero3'):argname 'TEXT'
   p:flag('--plain', 'Meshes alone: without ZeRO, offload, recomputation and micro-batches')
   p:flag('--recompute', 'Activation checkpointing in every layout')
   p:flag('--idle-rank', 'The first rank gets no tokens')

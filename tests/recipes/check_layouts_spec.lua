@@ -9,16 +9,16 @@ describe('recipes/check_layouts.lua', function()
   it('prints a table, writes the figures as JSON, and ends with 0 when all are the same', function()
     local file = os.tmpname()
     local code, output, errors = run.shell(run.command('recipes/check_layouts.lua',
-      TINY .. '--only "ep 2 etp 1" --steps 2 --json ' .. file, { ranks = 2 }))
+      TINY .. '--only "ep2 etp1" --steps 2 --json ' .. file, { ranks = 2 }))
     assert.equal('', errors)
     assert.equal(0, code)
     assert.matches('^layout +loss +norm +gradient', output)
-    assert.matches('dp 2 tp 1, edp 1 ep 2 etp 1, recompute +%d', output)
+    assert.matches('dp2 tp1 edp1 ep2 etp1 recompute +%d', output)
     local list = cjson.decode(utils.readfile(file))
     os.remove(file)
     assert.is_true(#list >= 3)
     for _, row in ipairs(list) do
-      assert.matches('ep 2', row.layout)
+      assert.matches('ep2', row.layout)
       for _, name in ipairs { 'loss_rel', 'norm_rel', 'grad_rel' } do assert.is_true(row[name] <= 1e-6, name) end
       assert.is_true(row.bytes > 1000 and row.peak > 10000)
     end

@@ -111,12 +111,14 @@ local function run(self, replayed, measure)
   for number = 1, steps do
     step(self, number, replayed and replayed[number])
     if number == 1 then
-      self.bytes, self.peak = sent() - self.sent, C.lm_memory_peak(-1) - self.before
+      self.bytes, self.peak = sent() - self.sent, C.lm_memory_peak(-1)
       measure(self)
+      C.lm_memory_reset_peak()
     end
     if number < steps then self.optimizer:step {} end
     self.optimizer:zero_grad()
   end
+  self.peak = math.max(self.peak, C.lm_memory_peak(-1)) - self.before
   self.model, self.optimizer = nil, nil
   collectgarbage()
   collectgarbage()
@@ -232,13 +234,13 @@ end
 local Report = {}
 Report.__index = Report
 
-local HEAD = ('%-52s %8s %8s %8s  %-36s %10s %10s'):format('layout', 'loss', 'norm', 'gradient', 'of', 'bytes', 'peak')
+local HEAD = ('%-56s %8s %8s %8s %10s %10s  %s'):format('layout', 'loss', 'norm', 'gradient', 'bytes', 'peak', 'worst of')
 
 --- A row as a line of the table.
 function Report.line(row)
-  if row.why then return ('%-52s not examined: %s'):format(row.layout, row.why) end
-  local line = ('%-52s %8.1e %8.1e %8.1e  %-36s %10.0f %10.0f'):format(row.layout, row.loss_rel, row.norm_rel, row.grad_rel,
-    row.parameter or '', row.bytes, row.peak)
+  if row.why then return ('%-56s not examined: %s'):format(row.layout, row.why) end
+  local line = ('%-56s %8.1e %8.1e %8.1e %10.0f %10.0f  %s'):format(row.layout, row.loss_rel, row.norm_rel, row.grad_rel,
+    row.bytes, row.peak, row.parameter or '')
   if row.flips > 0 then line = ('%s  %d flips, gap %.0e'):format(line, row.flips, row.gap) end
   if not row.ok then line = line .. '  WRONG: ' .. table.concat(row.faults, '; ') end
   return line

@@ -26,6 +26,7 @@ local EXTRAS = {
   { exchange = 'once' },
   { exchange = 'two_level' },
   { exchange = 'padded' },
+  { exchange = 'parts', recompute = true },
   { zero = { dense = 2, expert = 2 }, offload = 'optimizer', micro_batches = 2 },
   { zero = { dense = 3, expert = 3 }, recompute = true, micro_batches = 2 },
 }
@@ -66,18 +67,18 @@ function layouts.list(size, extras)
   return list
 end
 
---- `dp 2 tp 2, edp 1 ep 2 etp 2, zero 3/3, offload parameters, recompute, micro 2`
+--- `dp2 tp2 edp1 ep2 etp2 zero3/3 offload=parameters recompute micro2`; zero: dense / experts.
 ---@param size integer  ranks
 function layouts.name(layout, size)
   local tp, ep, etp = layout.tp or 1, layout.ep or 1, layout.etp or 1
-  local words = { ('dp %d tp %d'):format(size / tp, tp), ('edp %d ep %d etp %d'):format(size / (ep * etp), ep, etp) }
+  local words = { ('dp%d tp%d edp%d ep%d etp%d'):format(size / tp, tp, size / (ep * etp), ep, etp) }
   local zero = layout.zero
-  if zero then words[#words + 1] = ('zero %d/%d'):format(zero.dense or 0, zero.expert or 0) end
-  if layout.offload then words[#words + 1] = 'offload ' .. layout.offload end
-  if layout.exchange then words[#words + 1] = 'exchange ' .. layout.exchange end
+  if zero then words[#words + 1] = ('zero%d/%d'):format(zero.dense or 0, zero.expert or 0) end
+  if layout.offload then words[#words + 1] = 'offload=' .. layout.offload end
+  if layout.exchange then words[#words + 1] = 'exchange=' .. layout.exchange end
   if layout.recompute then words[#words + 1] = 'recompute' end
-  if (layout.micro_batches or 1) > 1 then words[#words + 1] = ('micro %d'):format(layout.micro_batches) end
-  return table.concat(words, ', ')
+  if (layout.micro_batches or 1) > 1 then words[#words + 1] = ('micro%d'):format(layout.micro_batches) end
+  return table.concat(words, ' ')
 end
 
 return layouts

@@ -49,7 +49,7 @@ local function check(mistake, opts)
       return ((y - target):square():sum() + (part.x:size(0) > 0 and 0 or 1)) / count + aux
     end,
     batch = batch, layouts = opts and opts.layouts or { { tp = 1, ep = 2, etp = 1 } }, steps = opts and opts.steps,
-    each = function(row) assert(row.layout:find 'dp 2') end,
+    each = function(row) assert(row.layout:find 'dp2') end,
   }
   return report, report.rows[1]
 end

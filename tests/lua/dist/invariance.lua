@@ -65,7 +65,6 @@ local report = dist.check_layouts {
   layouts = layouts, steps = part.steps, share = part.share, twice = part.twice,
 }
 
-for _, row in ipairs(report.rows) do assert(not part.twice or row.identical) end
 
 if rank == 0 then
   local right = 0

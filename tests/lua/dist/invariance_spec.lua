@@ -3,7 +3,7 @@ local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
 
 local function run(ranks, script, part)
   local command = ('mpirun -np %d --oversubscribe --allow-run-as-root %s tests/lua/dist/%s %s'):format(ranks, lumoe, script, part or '')
-  local pipe = assert(io.popen(('OMP_NUM_THREADS=1 %s 2>&1; echo "exit $?"'):format(command)))
+  local pipe = assert(io.popen(('OMP_NUM_THREADS=1 LUMOE_DEBUG=collectives %s 2>&1; echo "exit $?"'):format(command)))
   local output = pipe:read '*a'
   pipe:close()
   return output
