@@ -70,7 +70,8 @@ local function start(check, on, layout)
   self.model = check.model(on, layout)
   self.model:initialize()
   self.model:train()
-  shard.shard(self.model, on)
+  for _, p in ipairs(self.model:named_parameters()) do p.spec.mesh = p.spec.mesh or on end
+  if layout.zero or layout.overlap or layout.offload then shard.shard(self.model) end
   self.optimizer = check.optimizer(self.model:named_parameters())
   return self
 end

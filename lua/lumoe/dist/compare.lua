@@ -5,6 +5,7 @@
 -- the worst of them.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local offload = require 'lumoe.dist.offload'
 local placement = require 'lumoe.dist.placement'
 local shard = require 'lumoe.dist.shard'
 local status = require 'lumoe.status'
@@ -37,19 +38,25 @@ function compare.reference(model)
   return list, math.sqrt(total)
 end
 
--- Calls f(value, number of the element in the whole) for what this rank holds of a gradient.
+-- What this rank holds of a gradient: all of the parameter that is here, or a flat chunk of that, in memory or
+-- away. Its values, how many, and the number of the first among those here.
+local function held(p)
+  local range = shard.range(p.tensor)
+  if not range then return values(p.tensor.grad, p.tensor:numel()), p.tensor:numel(), 0 end
+  local gradient
+  if offload.of(p) then gradient = offload.gradient(p) else gradient = shard.chunk(p.tensor).grad end
+  return values(gradient, range[2]), range[2], range[1]
+end
+
+-- Calls f(value, number of the element in the whole) for each.
 local function each_element(p, f)
-  local count = p.tensor:numel()
-  local array = values(shard.gradient(p), count)
+  local array, count, first = held(p)
   local unit, blocks = placement.blocks(p.spec)
-  if not unit then
-    for i = 0, count - 1 do f(array[i], i) end
-    return
-  end
-  local ids = ffi.cast('const int64_t *', blocks:data_ptr())
-  for b = 0, blocks:numel() - 1 do
-    local whole = tonumber(ids[b]) * unit
-    for j = 0, unit - 1 do f(array[b * unit + j], whole + j) end
+  local ids = unit and ffi.cast('const int64_t *', blocks:data_ptr())
+  for i = 0, count - 1 do
+    local at = first + i
+    if unit then at = tonumber(ids[math.floor(at / unit)]) * unit + at % unit end
+    f(array[i], at)
   end
 end
 
@@ -118,8 +125,7 @@ end
 function compare.fingerprint(model)
   local h = 0ULL
   for _, p in ipairs(model:named_parameters()) do
-    local count = p.tensor:numel()
-    local array = values(shard.gradient(p), count)
+    local array, count = held(p)
     local words = ffi.cast('const uint32_t *', array)
     for i = 0, count - 1 do h = bit.bxor(h, words[i]) * 0x100000001b3ULL end
   end

@@ -8,6 +8,7 @@ local layouts = {}
 ---@field zero { dense: integer, expert: integer }?
 ---@field offload string?
 ---@field recompute boolean?
+---@field overlap boolean?  gradients travel during backward (dist.shard), as they do with ZeRO and offload
 ---@field exchange string?  of MoE layers
 ---@field micro_batches integer?  1 by default
 
@@ -19,6 +20,7 @@ local EXTRAS = {
   { zero = { dense = 3, expert = 3 } },
   { zero = { dense = 1, expert = 3 } },
   { zero = { dense = 3, expert = 0 } },
+  { overlap = true },
   { offload = 'optimizer' },
   { offload = 'parameters' },
   { recompute = true },
@@ -74,6 +76,7 @@ function layouts.name(layout, size)
   local words = { ('dp%d tp%d edp%d ep%d etp%d'):format(size / tp, tp, size / (ep * etp), ep, etp) }
   local zero = layout.zero
   if zero then words[#words + 1] = ('zero%d/%d'):format(zero.dense or 0, zero.expert or 0) end
+  if layout.overlap then words[#words + 1] = 'overlap' end
   if layout.offload then words[#words + 1] = 'offload=' .. layout.offload end
   if layout.exchange then words[#words + 1] = 'exchange=' .. layout.exchange end
   if layout.recompute then words[#words + 1] = 'recompute' end

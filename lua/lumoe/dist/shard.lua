@@ -22,7 +22,6 @@ local nn_module = require 'lumoe.nn.module'
 local offload = require 'lumoe.dist.offload'
 local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
-local tensor = require 'lumoe.tensor'
 
 local shard = {}
 local check, pointer = status.check, handle.pointer
@@ -231,18 +230,5 @@ end
 
 --- What the optimizer of this rank works on: the chunk, or the whole parameter.
 function shard.part(t) return shard.chunk(t) or t end
-
---- The whole gradient of a parameter, whoever holds which chunk of it; nil when there is none. Its replicas all
--- call it.
----@param p table  entry of named_parameters()
-function shard.gradient(p)
-  local t, chunk = p.tensor, shard.chunk(p.tensor)
-  if t.grad ~= nil or not chunk or chunk.grad == nil then return t.grad end
-  local group, whole = placement.replicas(p), tensor.empty(t:shape_table())
-  local each, bytes = math.ceil(t:numel() / group.size), ffi.new('int64_t[?]', group.size)
-  for r = 0, group.size - 1 do bytes[r] = 4 * math.max(0, math.min(each, t:numel() - r * each)) end
-  check(C.lm_all_gather_v(group.pointer, chunk.grad:data_ptr(), bytes, whole:data_ptr()))
-  return whole
-end
 
 return shard

@@ -38,7 +38,7 @@ local PARTS = {
   one_expert_dropless = { opts = { top_k = 1, noise = 0, capacity = 0 }, one_expert = true, share = idle },
   accumulation = { extras = { { micro_batches = 2 }, { micro_batches = 3, recompute = true } }, bare = false },
   twenty_steps = { steps = 20 },
-  twice = { steps = 2, twice = true },
+  twice = { extras = 'all', twice = true },
 }
 
 local part = assert(PARTS[arg[1]])
@@ -48,7 +48,7 @@ local batches = {}
 -- All layouts, or one in so many of them.
 local layouts, every = {}, tonumber(arg[2] or 1)
 for i, layout in ipairs(dist.layouts.list(size, part.extras ~= 'all' and (part.extras or {}) or nil)) do
-  if i % every == 0 and (not part.dense or layout.ep * layout.etp == 1) then layouts[#layouts + 1] = layout end
+  if (i - 1) % every == 0 and (not part.dense or layout.ep * layout.etp == 1) then layouts[#layouts + 1] = layout end
 end
 
 local report = dist.check_layouts {

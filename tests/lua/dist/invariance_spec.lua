@@ -11,17 +11,17 @@ end
 
 -- ranks, part (invariance.lua; one layout in so many), layouts that are the same.
 local CASES = {
-  { 1, 'meshes', 1 }, { 2, 'everything', 78 }, { 3, 'meshes', 6 }, { 4, 'everything 5', 46 }, { 6, 'meshes 3', 12 }, { 8, 'meshes 3', 13 },
-  { 4, 'dropless_top_1', 18 }, { 4, 'top_8', 18 }, { 4, 'by_probability', 18 }, { 4, 'idle_rank', 18 }, { 4, 'one_expert', 18 },
-  { 4, 'one_expert_dropless', 18 }, { 4, 'accumulation', 54 }, { 4, 'twenty_steps', 18 }, { 4, 'twice', 18 }, { 2, 'dense', 2 },
-  { 4, 'dense', 3 },
+  { 1, 'everything', 13 }, { 2, 'everything', 94 }, { 3, 'meshes', 6 }, { 4, 'everything 5', 59 }, { 6, 'meshes 3', 12 },
+  { 8, 'meshes 3', 14 }, { 4, 'dropless_top_1', 18 }, { 4, 'top_8', 18 }, { 4, 'by_probability', 18 }, { 4, 'idle_rank', 18 },
+  { 4, 'one_expert', 18 }, { 4, 'one_expert_dropless', 18 }, { 4, 'accumulation 2', 27 }, { 4, 'twenty_steps', 18 },
+  { 4, 'twice 5', 59 }, { 2, 'dense', 2 }, { 4, 'dense', 3 },
 }
 
 describe('one batch under every layout', function()
   for _, case in ipairs(CASES) do
     local ranks, part, same = unpack(case)
     it(('has the loss, the norm and the gradients of one process: %s, %d ranks'):format(part, ranks), function()
-      assert.matches(('^same: %d, not: 0, not examined: %%d+\n.*exit 0\n$'):format(same), run(ranks, 'invariance.lua', part))
+      assert.matches(('^same: %d, not: 0, not examined: 0\nexit 0\n$'):format(same), run(ranks, 'invariance.lua', part))
     end)
   end
 
