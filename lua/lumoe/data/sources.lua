@@ -55,6 +55,31 @@ local mozilla_suffix = {
   hy = 'hy-am', ne = 'ne-np', fy = 'fy-nl',
 }
 
+-- Programs whose help is read too; their catalogues come with them.
+local GNOME = [[
+  evince-common gedit-common eog aisleriot orca seahorse totem-common gnome-terminal-data epiphany-browser-data
+  gnome-system-monitor gthumb-data gnome-boxes gnote shotwell-common brasero-common file-roller cheese-common deja-dup gbrainy
+  anjuta-common rhythmbox-data accerciser zenity-common meld gnome-dictionary iagno gnome-calculator simple-scan gucharmap
+  gnome-robots baobab gnome-nibbles glade sound-juicer swell-foop gnome-mines tali gnome-sudoku four-in-a-row eom-common
+  gnome-tetravex mate-system-monitor-common hitori gnome-chess lightsoff gnome-color-manager gnome-nettool ]]
+local KDE = [[
+  konqueror kio krusader kmail kate5-data kmymoney-common khelpcenter plasma-desktop-data plasma-workspace-data kwin-data
+  calligraplan umbrello-data ]]
+-- The English side of the translated man pages.
+local COMMANDS = [[
+  manpages manpages-dev coreutils util-linux mount bsdutils apt dpkg passwd login procps psmisc findutils tar grep sed gzip
+  e2fsprogs systemd man-db openssh-client ]]
+-- Catalogues alone, of those with the most sentences a megabyte.
+local CATALOGUES = [[
+  inkscape gimp-data vlc-l10n gnucash-common wordpress-l10n phpmyadmin libgtk-3-common krita-l10n audacity-data
+  binutils-common gnome-control-center-data evolution-data-server-common git libglib2.0-data calligrasheets-data
+  gcc-12-locales gramps digikam-data libvirt-l10n cinnamon-l10n pidgin-data gnumeric-common darktable util-linux-locales
+  subversion filezilla-common network-manager kdevelop-l10n geany-common gnupg-l10n libc-l10n ktorrent-data
+  gnome-software-common planner-data mate-terminal-common engrampa-common atril-common aptitude-common nautilus-data
+  gnome-disk-utility mate-panel-common gnome-builder hexchat-common thunar-data korganizer synaptic libsane-common
+  caja-common network-manager-gnome system-config-printer-common pluma-common e2fsprogs-l10n gnome-shell-common
+  poedit-common konsole deluge-common xfce4-settings mate-control-center-common kdepim-runtime lokalize python3-django ]]
+
 --- Three sources with prose and few packages: the default.
 ---@type lumoe.data.Source[]
 sources.small = { gnome_help, libreoffice_help, descriptions }
@@ -76,24 +101,17 @@ sources.all = {
   gnome_help,
   {
     name = 'gnome-mate-help', reader = 'gnome_help',
-    packages = shared [[
-      mate-user-guide evince-common gedit-common eog aisleriot orca seahorse totem-common gnome-terminal-data
-      epiphany-browser-data gnome-system-monitor gthumb-data gnome-boxes gnote shotwell-common brasero-common file-roller
-      cheese-common deja-dup gbrainy anjuta-common ]],
+    packages = shared('mate-user-guide ' .. GNOME),
   },
   {
     name = 'kde-help', reader = 'kde_help',
-    packages = shared [[
-      konqueror kio krusader kmail kate5-data kmymoney-common khelpcenter plasma-desktop-data plasma-workspace-data kwin-data
-      calligraplan umbrello-data ]],
+    packages = shared(KDE),
   },
   libreoffice_help,
   descriptions,
   {
     name = 'manpages', reader = 'manpages',
-    english = words [[
-      manpages manpages-dev coreutils util-linux mount bsdutils apt dpkg passwd login procps psmisc findutils tar grep sed gzip
-      e2fsprogs systemd man-db openssh-client ]],
+    english = words(COMMANDS),
     packages = each_language 'manpages-%s manpages-%s-dev',
   },
   { name = 'mediawiki', reader = 'mediawiki', packages = shared 'mediawiki' },
@@ -106,9 +124,7 @@ sources.all = {
   },
   {
     name = 'applications', reader = 'gettext_mo',
-    packages = shared [[
-      inkscape gimp-data vlc-l10n gnucash-common wordpress-l10n phpmyadmin libgtk-3-common krita-l10n audacity-data
-      binutils-common gnome-control-center-data evolution-data-server-common git libglib2.0-data calligrasheets-data ]],
+    packages = shared(CATALOGUES .. 'evolution-common ' .. GNOME .. KDE .. COMMANDS),
   },
   { name = 'libreoffice-ui', reader = 'gettext_mo', packages = each_language 'libreoffice-l10n-%s libreoffice-l10n-%s-in' },
 }

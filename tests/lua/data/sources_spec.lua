@@ -12,6 +12,11 @@ describe('sources', function()
         assert.is_true(source.lists or reader.wants ~= nil)
         assert.equal(source.english ~= nil or source.lists == true, reader.english ~= nil)
         assert.is_true(source.lists or #source.packages 'es' > 0)
+        local named = {}
+        for _, name in ipairs(source.lists and {} or source.packages 'es') do
+          assert.is_nil(named[name], source.name .. ': ' .. name)
+          named[name] = true
+        end
       end
     end)
   end
