@@ -1,10 +1,9 @@
 --- The command line of the translation recipes, one option a line.
 local argparse = require 'argparse'
 local dist = require('lumoe').dist
+local languages = require 'lumoe.data.languages'
 
 local options = {}
-
-local PRESETS = { ['4'] = 'de,fr,es,it', ['8'] = 'de,fr,es,it,da,cs,ru,ja' }
 
 --- A converter to a number in [low, high]; whole: no fraction.
 local function number(low, high, whole)
@@ -21,14 +20,9 @@ local function count(low, high) return number(low, high or 1e9, true) end
 
 options.count = count
 
-local function languages(text)
-  local list = {}
-  for language in (PRESETS[text] or text):gmatch '[^,%s]+' do
-    if not language:match '^%a%a%a?[_%a]*$' then return nil, ("'%s' is no language code"):format(language) end
-    if language ~= 'en' then list[#list + 1] = language end
-  end
-  if text == '50' then return require('lumoe.data.languages').preset '50' end
-  if #list == 0 then return nil, 'names no language besides English' end
+local function codes(text)
+  local ok, list = pcall(languages.parse, text)
+  if not ok then return nil, list end
   return list
 end
 
@@ -44,7 +38,7 @@ function options.parse(arguments)
 
   group('Data',
     p:option('--langs', 'Languages with English: a list as de,fr, or 4, 8, 50 (4; with --data: those found there)')
-      :convert(languages):argname 'LIST',
+      :convert(codes):argname 'LIST',
     p:option('--data', 'A directory of your own parallel text, instead of fetching Debian\'s'):argname 'DIR',
     p:option('--data-dir', 'Where prepared data is kept (data/LANGS; with --data: data/NAME)'):argname 'DIR',
     p:option('--directions', 'into English, from English, or both (into)', 'into'):choices { 'into', 'from', 'both' },
@@ -96,7 +90,7 @@ function options.parse(arguments)
 
   local opts = p:parse(arguments)
   if opts.minutes and opts.steps then p:error '--minutes and --steps: give one of them' end
-  if not opts.langs and not opts.data then opts.langs = languages '4' end
+  if not opts.langs and not opts.data then opts.langs = languages.parse '4' end
   if not opts.steps then opts.minutes = opts.minutes or 15 end
   if opts.top_k > opts.experts then
     p:error(('--top-k %d: there are only %d experts'):format(opts.top_k, opts.experts))

@@ -1,3 +1,4 @@
+local parse = require('recipes.translate.options').parse
 local run = require 'tests.recipes.run'
 
 describe('the command line of recipes/translate.lua', function()
@@ -20,8 +21,8 @@ describe('the command line of recipes/translate.lua', function()
     ["'1.5' is not a whole number"] = { experts = 1.5 },
     ["'-1' is not in 0 to"] = { capacity = -1 },
     ["'1' is not in 0 to 0.99"] = { dropout = 1 },
-    ["'d3' is no language code"] = { langs = 'd3' },
-    ['names no language besides English'] = { langs = 'en' },
+    ['languages: "d3" is no language code'] = { langs = 'd3' },
+    ['languages: none given beside English'] = { langs = 'en' },
     ["must be one of 'auto', 'f32', 'bf16'"] = { precision = 'f16' },
     ["must be one of 'into', 'from', 'both'"] = { directions = 'out' },
     ['/nonexistent/text: no such directory'] = {},
@@ -38,6 +39,14 @@ describe('the command line of recipes/translate.lua', function()
     assert.truthy(errors:find('--ep 3 does not divide the 2 ranks of this job', 1, true), errors)
     errors = says({ tp = 2, heads = 1 }, { ranks = 2 })
     assert.truthy(errors:find('--heads 1 do not divide among --tp 2 ranks', 1, true), errors)
+  end)
+
+  it('knows the lists of languages, and takes any', function()
+    for text, want in pairs { ['4'] = 4, ['8'] = 8, ['50'] = 50, ['de,pt_BR,en,de'] = 2 } do
+      assert.equal(want, #parse({ '--langs', text }).langs, text)
+    end
+    assert.same({ 'de', 'fr', 'es', 'it' }, parse({}).langs)
+    assert.is_nil(parse({ '--data', 'DIR' }).langs)
   end)
 
   it('has help on every option', function()
