@@ -1,0 +1,67 @@
+--- The largest model that can be trained in a given memory: how far experts, tensor parallelism, ZeRO and offload
+-- go, each measured with real steps (forward, backward, clipping, AdamW) and held against the planner.
+--
+--   ./lumoe -np 2 recipes/max_model.lua --limit 256MiB --json max_model.json
+--   ./lumoe -np 4 recipes/max_model.lua --modes EP+DP,EP+ZeRO-3 --limit 64MiB
+--
+-- What grows is the number of experts of each layer. Parameters and activations are bf16; gradients, AdamW's two
+-- moments and the masters f32. Memory is that of lumoe.memory on the rank that has most of it in use.
+local lumoe = require 'lumoe'
+local json = require 'lumoe.data.json'
+local modes = require 'recipes.max_model.modes'
+local options = require 'recipes.max_model.options'
+local search = require 'recipes.max_model.search'
+local trial = require 'recipes.max_model.trial'
+local file = require 'pl.file'
+
+local opts = options.parse(arg)
+local ranks, lead = lumoe.dist.world_size(), lumoe.dist.rank() == 0
+
+local function say(format, ...)
+  if lead then print(format:format(...)) end
+end
+
+-- What the planner says the largest number of experts is, and the size of that model.
+local function predict(layout)
+  local experts, plan = lumoe.estimate.largest {
+    limit = opts.limit, most = opts.most, precision = 'bf16',
+    model = function(n) return trial.description(opts, n) end, mesh = trial.planned_mesh(layout, ranks),
+    batch = { sequences = opts.sequences * ranks / (layout.tp or 1), source = opts.tokens },
+  }
+  return experts, plan and plan.parameters.total
+end
+
+-- The largest model of a mode: { mode, experts, params, predicted, peak, whole }.
+local function largest(mode)
+  local layout, why = modes.layout(mode, ranks, opts.offload_dir)
+  if not layout then return { mode = mode, why = why } end
+  local guess, predicted = predict(layout)
+  local experts, peak, beyond = search.largest(function(n)
+    local bytes = trial.peak(opts, layout, n)
+    if lead then io.stderr:write(('%s: %d experts a layer take %.1f MiB\n'):format(mode, n, bytes / 2 ^ 20)) end
+    return bytes
+  end, opts.limit, math.max(1, guess), opts.most)
+  if not experts then return { mode = mode, why = 'not even one expert a layer fits' } end
+  trial.within(opts, layout, experts) -- again, under the limit itself
+  return { mode = mode, experts = experts, params = trial.size(opts, experts), predicted = predicted, peak = peak,
+    capped = not beyond or nil }
+end
+
+say('largest model in %.4g MiB a rank, %d rank%s: %d layers, width %d, experts of %d, %d × %d tokens a rank', opts.limit / 2 ^ 20,
+  ranks, ranks > 1 and 's' or '', opts.layers, opts.dim, opts.hidden, opts.sequences, opts.tokens)
+say('bf16 parameters and activations; f32 gradients, moments and masters')
+say('%-22s %8s %14s %14s %7s %9s', 'mode', 'experts', 'parameters', 'predicted', 'ratio', 'peak MiB')
+
+local results, base = {}, nil
+for _, mode in ipairs(opts.modes or modes.names()) do
+  local r = largest(mode)
+  if mode == modes.BASE then base = r.params end
+  if r.why then say('%-22s %s', mode, r.why)
+  else
+    r.ratio = base and r.params / base
+    say('%-22s %8d %14.0f %14.0f %7s %9.1f%s', mode, r.experts, r.params, r.predicted or 0 / 0,
+      r.ratio and ('%.2f'):format(r.ratio) or '-', r.peak / 2 ^ 20, r.capped and '  (--most)' or '')
+  end
+  results[#results + 1] = r
+end
+if lead and opts.json then assert(file.write(opts.json, json.encode(results) .. '\n')) end
