@@ -77,7 +77,9 @@ function options.parse(arguments)
     p:flag('--recompute', 'Activation checkpointing: layers are computed again in backward, for less memory'),
     option('--ep', 1, count(1), 'Places over which the experts are spread'):argname 'N',
     option('--etp', 1, count(1), 'Ranks of a place: each has a slice of its experts'):argname 'N',
-    option('--tp', 1, count(1), 'Ranks that share a batch: heads, hidden sizes and vocabulary are cut over them'):argname 'N')
+    option('--tp', 1, count(1), 'Ranks that share a batch: heads, hidden sizes and vocabulary are cut over them'):argname 'N',
+    option('--zero-dense', 0, count(0, 3), 'ZeRO: replicas divide 1 optimizer state, 2 and gradients, 3 and parameters'):argname 'N',
+    option('--zero-expert', 0, count(0, 3), 'The same for the parameters of experts'):argname 'N')
   group('Output',
     p:option('--out', 'Folder of checkpoints, logs and results (runs/translate)', 'runs/translate'):argname 'DIR',
     p:flag('--resume', 'Go on from the last checkpoint in --out'),

@@ -34,7 +34,7 @@ function training.gradients(model, batches, step, micro_batches)
       local loss = nll / raw.step_tgt_tokens
       if encoder then loss = loss + encoder:float() * (raw.micro_src_tokens / raw.step_src_tokens) end
       if decoder then loss = loss + decoder:float() * (raw.micro_tgt_tokens / raw.step_tgt_tokens) end
-      loss:backward()
+      loss:backward { last = micro == micro_batches - 1 }
       total = total + nll:item() / raw.step_tgt_tokens
       tokens = raw.step_src_tokens + raw.step_tgt_tokens
     end)
@@ -135,7 +135,7 @@ function training.run(opts, data, out)
     tokenizer = data.tokenizer.hash }
   lumoe.manual_seed(opts.seed)
   self.batches, self.valid = corpus.batches(data, opts), corpus.valid_batches(data, opts)
-  self.model = training.model(opts)
+  self.model = dist.shard(training.model(opts))
   self.optimizer = optim.AdamW(self.model:named_parameters(), { betas = { 0.9, 0.98 }, eps = 1e-9, weight_decay = 0 })
   self.schedule = schedule_of(self)
   self.moe_layers = self.model:moe_layers()
@@ -192,7 +192,7 @@ function training.run(opts, data, out)
     records:close()
     board:close()
   end
-  return self.model, { step = step, steps = self.steps, seconds = self.seconds, tokens = self.tokens,
+  return dist.unshard(self.model), { step = step, steps = self.steps, seconds = self.seconds, tokens = self.tokens,
     loss = last and last.loss, stopped = step < (self.steps or math.huge) }
 end
 

@@ -88,6 +88,17 @@ describe('training in recipes/translate.lua', function()
     run.same(baseline, run.trained(root, 'moving', { steps = 50, resume = true }), 1e-4)
   end)
 
+  it('is the same run when replicas divide what they hold, stage after stage', function()
+    local function goes_on(steps, ranks, ep, dense, expert)
+      return run.trained(root, 'divided', { steps = steps, ep = ep, ['zero-dense'] = dense, ['zero-expert'] = expert,
+        resume = steps > 15 }, { ranks = ranks })
+    end
+    goes_on(15, 4, 2, 3, 3)
+    goes_on(25, 2, 1, 1, 2)
+    goes_on(40, 3, 1, 2, 3)
+    run.same(baseline, goes_on(50, 1, 1, 0, 0), 1e-4)
+  end)
+
   it('does nothing more when all steps are done', function()
     local before = run.records(root, 'halves')
     run.same(before, run.trained(root, 'halves', { steps = 50, resume = true }), 0)
