@@ -53,8 +53,12 @@ function corpus.open(opts)
         sample = 120000, temperature = opts.temperature })
       if not ok then lumoe.refuse('--vocab %d: %s', opts.vocab, (message:gsub('^.*text: train: ', ''))) end
     end
-    local tokenizer = text.load(model)
-    for _, lang in ipairs(langs) do
+    local tokenizer, said = text.load(model), os.time()
+    for i, lang in ipairs(langs) do
+      if os.time() - said >= 5 then
+        said = os.time()
+        io.stderr:write(('encoding: %d of %d languages\n'):format(i - 1, #langs))
+      end
       for _, split in ipairs { 'train', 'valid' } do
         if path.exists(file(split, lang)) then
           tokenizer:encode_tsv(file(split, lang), corpus.stream_paths(model, split, lang))
