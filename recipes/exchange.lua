@@ -8,7 +8,8 @@
 -- k T (1 - 1/R) rows; `random`, any k different experts, of which a token's rows that go to each rank once are
 -- T (R - 1) (1 - C(E - E/R, k) / C(E, k)) in expectation; `skewed`, some experts liked much more than others;
 -- `grouped`, as random, but every E/k-th expert is liked by the same tokens. `placed`: where each expert lives follows
--- from what the first plan showed (moe/policies/placement.lua), else neighbours live together.
+-- from what the first plan showed (moe/policies/placement.lua), else neighbours live together. `shadows`: experts with
+-- more than twice the mean load come to the tokens.
 -- The busiest rank: its routes, over what each would have if all had the same.
 -- Ends with 1 when a counter is not what counting the routes by hand gives, or `turning` misses its closed form.
 local lumoe = require 'lumoe'
@@ -34,7 +35,7 @@ local ROUTINGS = #opts.routing > 0 and opts.routing or { 'turning', 'random', 's
 local EXCHANGES = {
   { 'rows', {} }, { 'once', { once = true } }, { 'padded', { way = 'padded' } }, { 'two_level', { way = 'two_level' } },
   { 'once, two_level', { once = true, way = 'two_level' } }, { 'once, in 4 parts', { once = true, parts = 4 } },
-  { 'once, placed', { once = true }, placed = true },
+  { 'once, placed', { once = true }, placed = true }, { 'once, shadows', { once = true, shadow = 2 } },
 }
 local HOSTS = {}
 for r = 1, ranks do HOSTS[r] = dist.host(mesh.expert.ranks[r]) end
@@ -89,12 +90,14 @@ end
 
 -- Rows that a dispatch takes to each other rank, by following every token.
 local function by_hand(plan, once, owner)
-  local rows = {}
+  local rows, at_home = {}, {}
+  for _, e in ipairs(plan:shadows()) do at_home[e] = true end
   for r = 1, ranks do rows[r] = 0 end
   for t = 0, plan.tokens - 1 do
     local been = {}
     for _, route in ipairs(plan:route_of(t)) do
       local r = owner and owner[route.expert + 1] or math.floor(route.expert * ranks / EXPERTS)
+      if at_home[route.expert] then r = rank end
       if r ~= rank and not (once and been[r]) then rows[r + 1] = rows[r + 1] + 1 end
       been[r] = true
     end
@@ -136,9 +139,7 @@ local function measure(routing, name, exchange, owner)
       row.bytes, row.messages = row.bytes + leg.bytes[r], row.messages + leg.messages[r]
     end
   end
-  local arrivals, kept = 0, plan:kept()
-  for _, e in ipairs(plan:local_experts()) do arrivals = arrivals + kept[e + 1] end
-  row.busiest = dist.reduce_number(arrivals, 'max') / (sum(arrivals) / ranks)
+  row.busiest = dist.reduce_number(plan:arrivals(), 'max') / (sum(plan:arrivals()) / ranks)
   local right = 1 -- exactly what goes straight to its place can be followed by hand
   if exchange.way == nil then
     for r, n in ipairs(by_hand(plan, exchange.once, owner)) do right = traffic.dispatch.rows[r] == n and right or 0 end

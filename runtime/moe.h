@@ -64,6 +64,8 @@ typedef struct lm_plan_spec {
     const int32_t *hosts; /* [ranks of the expert group], for two levels; NULL: as they are */
     int32_t parts; /* of the plan, by tokens: rows of one travel while those of another are
                       with the experts; 0 or 1: it stays whole */
+    double shadow; /* experts with more than so many times the mean load are on every rank for
+                      this plan, and their rows stay at home; 0: none. Needs etp 1 */
     double capacity_factor; /* capacity = ceil(factor * top_k * T / experts), T = valid tokens
                                of all ranks; negative: dropless */
 
@@ -89,7 +91,10 @@ LM_API lm_plan *lm_plan_part(const lm_plan *p, int part);
 LM_API double lm_plan_tokens(const lm_plan *p);
 LM_API int lm_plan_top_k(const lm_plan *p);
 LM_API int lm_plan_experts(const lm_plan *p);
-LM_API int lm_plan_local_experts(const lm_plan *p);
+LM_API int lm_plan_local_experts(const lm_plan *p); /* its own, then shadows of others' */
+LM_API int lm_plan_own_experts(const lm_plan *p);
+LM_API int lm_plan_shadows(const lm_plan *p); /* of all ranks */
+LM_API int lm_plan_is_shadow(const lm_plan *p, int expert);
 LM_API double lm_plan_rows(const lm_plan *p);
 LM_API double lm_plan_arrivals(const lm_plan *p);
 LM_API double lm_plan_capacity(const lm_plan *p);     /* -1: dropless */
@@ -109,7 +114,9 @@ enum {
     LM_LEG_COMBINE = 2,
     LM_LEG_DISPATCH_BACKWARD = 3,
     LM_LEG_COMBINE_BACKWARD = 4,
-    LM_LEGS = 5
+    LM_LEG_SHADOW = 5, /* weights of experts, by tensor */
+    LM_LEG_SHADOW_BACKWARD = 6,
+    LM_LEGS = 7
 };
 LM_API const int64_t *lm_plan_traffic(const lm_plan *p);
 
@@ -133,6 +140,10 @@ LM_API int lm_moe_dispatch(lm_plan *p, lm_tensor *x, lm_tensor **out);
  * in], bias [local experts, out] -> [arrivals, out]. */
 LM_API int lm_moe_linear(lm_plan *p, lm_tensor *x, lm_tensor *weight, LM_MAYBE lm_tensor *bias,
                          lm_tensor **out);
+/* Weights of this rank's own experts [own experts, ...] -> of its local ones [local experts,
+ * ...]: those of shadows come from their owners, and their gradients go there. Collective when
+ * there are any. */
+LM_API int lm_moe_shadow(lm_plan *p, lm_tensor *weight, lm_tensor **out);
 /* The way back: x [arrivals, dim] -> [tokens, dim], each token the sum of weights [tokens,
  * top_k] times its rows, in the order of the slots; dropped routes add nothing. */
 LM_API int lm_moe_combine(lm_plan *p, lm_tensor *x, lm_tensor *weights, lm_tensor **out);

@@ -38,12 +38,15 @@ int lm__parcels_leave(lm_plan *p, const int32_t *token, const int64_t *parcels_o
     return LM_OK;
 }
 
-/* Where each expert's rows begin; how many go to each place. */
+/* Where each expert's rows begin; how many go to each place. At a place, experts lie as it
+ * counts them: its own, then shadows. */
 static void place_rows(lm_plan *p, const lm__layout *l, int64_t *next, int64_t *of_place) {
     const int64_t *mine = l->kept + (int64_t)l->rank * p->experts;
     for (int place = 0; place < l->ranks / p->etp; place++)
-        for (int e = 0; e < p->experts; e++) {
-            if (p->owner[e] != place) continue;
+        for (int i = 0; i < 2 * p->experts; i++) {
+            int e = i % p->experts;
+            bool own = i < p->experts;
+            if (lm__place_of(p, e) != place || (p->owner[e] == place) != own) continue;
             next[e] = p->rows;
             p->rows += mine[e];
             of_place[place] += mine[e];
@@ -197,6 +200,12 @@ static int gather_kept(const lm_plan *p, const lm__plan_heads *heads, const int 
     return LM_OK;
 }
 
+void lm__keep_home(const lm_plan *p, lm__layout *l) {
+    for (int r = 0; r < l->ranks && p->shadow; r++)
+        for (int e = 0; e < p->experts && r != l->rank; e++)
+            if (p->shadow[e]) l->kept[(int64_t)r * p->experts + e] = 0;
+}
+
 static int find_data_ranks(lm_group *data, lm_group *expert, int ranks, int *data_rank) {
     for (int r = 0; r < ranks; r++) {
         int world = expert ? lm_group_world_rank(expert, r) : data ? lm_dist_rank() : 0;
@@ -251,6 +260,7 @@ int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, const lm_plan_spec 
     if (st == LM_OK) lm__count_kept(p, l.kept + (int64_t)l.rank * p->experts);
     if (st == LM_OK && l.ranks > 1) {
         st = gather_kept(p, heads, data_rank, &l);
+        lm__keep_home(p, &l);
         l.in_turn = in_turn(heads, data_rank, &l);
     }
     if (st == LM_OK) st = lm__plan_order(p, &l);

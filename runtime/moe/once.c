@@ -61,7 +61,7 @@ static void count_rows(lm_plan *p, leaving *v) {
         int fan = 0;
         for (int64_t r = t * p->top_k; r < (t + 1) * p->top_k; r++) {
             if (p->expert_id[r] < 0 || p->dropped[r]) continue;
-            int place = p->owner[p->expert_id[r]];
+            int place = lm__place_of(p, p->expert_id[r]);
             bool first = first_there(v, place, t);
             v->rows[place]++;
             v->parcels[place] += first;
@@ -91,7 +91,7 @@ static void order_rows(lm_plan *p, leaving *v) {
         int64_t t = p->by_token ? p->by_token[i] : i;
         for (int64_t r = t * p->top_k; r < (t + 1) * p->top_k; r++) {
             if (p->expert_id[r] < 0 || p->dropped[r]) continue;
-            int place = p->owner[p->expert_id[r]];
+            int place = lm__place_of(p, p->expert_id[r]);
             bool first = first_there(v, place, t);
             int64_t row = v->next_row[place]++;
             p->row_of[r] = (int32_t)row;

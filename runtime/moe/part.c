@@ -28,6 +28,10 @@ static int part_new(lm_plan *whole, int i, int parts, const lm_plan_spec *spec, 
                    .top_k = whole->top_k,
                    .experts = whole->experts,
                    .local_experts = whole->local_experts,
+                   .own_experts = whole->own_experts,
+                   .place = whole->place,
+                   .shadow = whole->shadow,
+                   .shadows = whole->shadows,
                    .etp = whole->etp,
                    .capacity = whole->capacity,
                    .valid_tokens = whole->valid_tokens,
@@ -67,6 +71,7 @@ int lm__plan_divide(lm_plan *p, int parts, lm__layout *l, const lm_plan_spec *sp
             for (int e = 0; e < p->experts; e++)
                 l->kept[(int64_t)r * p->experts + e] =
                     kept[r * all + (int64_t)i * p->experts + e];
+        lm__keep_home(p, l);
         st = lm__plan_order(p->part[i], l);
     }
     free(kept);

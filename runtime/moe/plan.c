@@ -75,6 +75,10 @@ static int check_spec(const lm_plan_spec *s, const lm_group *expert) {
     if (s->way < LM_WAY_DIRECT || s->way > LM_WAY_TWO_LEVEL)
         return lm_fail(LM_EARG, "plan: no way has number %d", s->way);
     if (s->parts < 0) return lm_fail(LM_EARG, "plan: %d parts", s->parts);
+    if (!(s->shadow >= 0) || (s->shadow > 0 && etp > 1))
+        return lm_fail(
+            LM_EARG, "plan: experts over %g of the mean load cannot be shadowed with etp = %d",
+            s->shadow, etp);
     for (int e = 0; s->owner && e < s->experts; e++)
         if (s->owner[e] < 0 || s->owner[e] >= ranks / etp)
             return lm_fail(LM_EARG, "plan: expert %d belongs to place %d of %d", e, s->owner[e],
@@ -246,6 +250,8 @@ static int place_experts(lm_plan *p, const int32_t *owner, lm_group *expert) {
         p->owner[e] = owner ? owner[e] : (int32_t)((int64_t)e * places / p->experts);
         if (p->owner[e] == me) p->expert_of[p->local_experts++] = e;
     }
+    p->place = me;
+    p->own_experts = p->local_experts;
     return st;
 }
 
@@ -292,6 +298,7 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
     st = exchange_heads(p, &heads, data, rank, st);
     if (st == LM_OK) add_up(p, &heads, s->capacity_factor);
     if (st == LM_OK && p->over) st = lm__plan_select(p, s, data);
+    if (st == LM_OK) st = lm__plan_shadow(p, s->shadow);
     if (st == LM_OK) st = lm__plan_layout(p, &heads, s, data, expert);
     if (st == LM_OK) take_hash(p);
     free(heads.words);
@@ -308,6 +315,9 @@ lm_plan *lm_plan_part(const lm_plan *p, int part) { return p->part[part]; }
 int lm_plan_top_k(const lm_plan *p) { return p->top_k; }
 int lm_plan_experts(const lm_plan *p) { return p->experts; }
 int lm_plan_local_experts(const lm_plan *p) { return p->local_experts; }
+int lm_plan_own_experts(const lm_plan *p) { return p->own_experts; }
+int lm_plan_shadows(const lm_plan *p) { return p->shadows; }
+int lm_plan_is_shadow(const lm_plan *p, int expert) { return p->shadow && p->shadow[expert]; }
 double lm_plan_rows(const lm_plan *p) { return (double)p->rows; }
 double lm_plan_arrivals(const lm_plan *p) { return (double)p->arrivals; }
 double lm_plan_capacity(const lm_plan *p) { return (double)p->capacity; }

@@ -44,8 +44,12 @@ struct lm_plan {
     int32_t *row_of;    /* [tokens, top_k] */
     int32_t *route_of;  /* [rows] */
     int32_t *owner;     /* [experts]: the place */
-    int32_t *expert_of; /* [local_experts] */
-    int64_t *offsets;   /* [local_experts + 1] */
+    int place;          /* this rank's */
+    int32_t *expert_of; /* [local_experts]: its own by id, then shadows of others by id */
+    int own_experts;
+    uint8_t *shadow;  /* [experts]: kept at home by every rank; NULL: none */
+    int shadows;      /* of all ranks */
+    int64_t *offsets; /* [local_experts + 1] */
 
     /* Parcels leave as copies, one for each rank of their place. */
     bool once;
@@ -101,6 +105,11 @@ static inline int lm__plan_ranks(const lm_plan *p) {
     return p->expert ? lm_group_size(p->expert) : 1;
 }
 
+/* Where this rank's rows for an expert go. */
+static inline int lm__place_of(const lm_plan *p, int expert) {
+    return p->shadow && p->shadow[expert] ? p->place : p->owner[expert];
+}
+
 /* Stirs x into h (splitmix64). */
 static inline uint64_t lm__mix(uint64_t h, uint64_t x) {
     h += x + 0x9E3779B97F4A7C15u;
@@ -128,6 +137,10 @@ int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, const lm_plan_spec 
                     lm_group *data, lm_group *expert);
 int lm__plan_order(lm_plan *p, const lm__layout *l);  /* the same, once that is known */
 void lm__count_kept(const lm_plan *p, int64_t *mine); /* [experts]: this rank's rows */
+/* Other ranks' rows for shadows do not come here. */
+void lm__keep_home(const lm_plan *p, lm__layout *l);
+/* shadow.c: which experts are more than `over` times as busy as the mean; 0: none. */
+int lm__plan_shadow(lm_plan *p, double over);
 /* part.c: p in n parts by its tokens. */
 int lm__plan_divide(lm_plan *p, int parts, lm__layout *l, const lm_plan_spec *spec);
 /* once.c: the same when a token goes to a place once. */

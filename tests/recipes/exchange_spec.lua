@@ -45,6 +45,7 @@ describe('the exchange of eight ranks, 64 experts, top 8', function()
   it('carries fewer where experts that are used together live together', function()
     assert.is_true(by.grouped['once, placed'].rows < 0.7 * by.grouped.once.rows)
     assert.is_true(by.skewed['once, placed'].busiest < 0.5 * by.skewed.once.busiest)
+    assert.is_true(by.skewed['once, shadows'].busiest < 0.5 * by.skewed.once.busiest)
     assert.is_true(by.grouped['once, placed'].host_bytes < 0.7 * by.grouped.once.host_bytes)
   end)
 

@@ -94,7 +94,8 @@ end
 --   recompute  true: what the experts compute is forgotten after forward, and computed again in backward
 --   owner      place (rank of the expert group, from 0; with etp, every etp of them) of each expert;
 --              by default even blocks
---   exchange   how rows travel between ranks: 'rows' (default), 'once', 'two_level', ... (moe/plan.lua)
+--   exchange   how rows travel between ranks: 'rows' (default), 'once', 'padded', 'two_level', or a table:
+--              { once = true, way = 'two_level', parts = 4, shadow = 2 } (moe/plan.lua)
 function Layer:init(opts)
   tensor.options(opts, OPTIONS, 'moe.Layer')
   for _, name in ipairs { 'dim', 'experts', 'router' } do

@@ -15,7 +15,8 @@ local SELECT = { random = C.LM_SELECT_RANDOM, position = C.LM_SELECT_POSITION,
 local NORMALIZE = { [false] = C.LM_NORMALIZE_NONE, chosen = C.LM_NORMALIZE_CHOSEN, kept = C.LM_NORMALIZE_KEPT }
 local DTYPE = { i32 = C.LM_I32, i64 = C.LM_I64 }
 local WAY = { direct = C.LM_WAY_DIRECT, padded = C.LM_WAY_PADDED, two_level = C.LM_WAY_TWO_LEVEL }
-local LEGS = { 'plan', 'dispatch', 'combine', 'dispatch_backward', 'combine_backward' } -- in C's order
+local LEGS = { 'plan', 'dispatch', 'combine', 'dispatch_backward', 'combine_backward', 'shadow',
+  'shadow_backward' } -- in C's order
 
 ---@class lumoe.Plan
 ---@field pointer cdata
@@ -44,9 +45,11 @@ local function data(t, ctype) return t and ffi.cast(ctype, t:data_ptr()) or nil 
 ---                        compare with); or 'two_level', few messages between hosts
 ---@field hosts integer[]? two_level: the host of each rank of the expert group; by default as they are
 ---@field parts integer   so many parts of the tokens, of which one travels while another is with the experts
+---@field shadow number?  experts with more than so many times the mean load come to all ranks, as copies for one plan,
+---                        and their tokens stay where they are (He et al. 2022); with parts, for each of them. Not with etp
 
 local SHORT = { rows = {}, once = { once = true }, padded = { way = 'padded' }, two_level = { way = 'two_level' } }
-local OPTIONS = { once = true, way = true, hosts = true, parts = true }
+local OPTIONS = { once = true, way = true, hosts = true, parts = true, shadow = true }
 
 --- An exchange from its short name ('rows', 'once', 'padded', 'two_level'), a table or nil.
 ---@return lumoe.Exchange
@@ -67,7 +70,11 @@ function plan.exchange(given, who)
   if type(parts) ~= 'number' or parts < 1 or parts % 1 ~= 0 then
     status.argument('%s: exchange.parts must be a whole number from 1, not %s', who, tostring(parts))
   end
-  return { once = given.once == true, way = way, hosts = given.hosts, parts = parts }
+  local shadow = given.shadow
+  if shadow ~= nil and (type(shadow) ~= 'number' or shadow <= 0 or shadow ~= shadow) then
+    status.argument('%s: exchange.shadow must be a number above 0, not %s', who, tostring(shadow))
+  end
+  return { once = given.once == true, way = way, hosts = given.hosts, parts = parts, shadow = shadow }
 end
 
 -- ---- making one ----------------------------------------------------------------------------
@@ -99,7 +106,7 @@ function plan.new(o)
     hosts = ffi.new('int32_t[?]', o.mesh.expert.size, exchange.hosts)
   end
   spec.once, spec.way, spec.hosts = exchange.once and 1 or 0, WAY[exchange.way], hosts
-  spec.parts = exchange.parts
+  spec.parts, spec.shadow = exchange.parts, exchange.shadow or 0
   spec.seed, spec.stream = o.seed or 0, o.stream or 0
   check(C.lm_plan_new(spec, o.mesh.tokens.pointer, o.mesh.expert.pointer, plan_out))
   local p = ffi.gc(plan_out[0], C.lm_plan_release)
@@ -130,8 +137,16 @@ end
 --- x [tokens, dim] -> [arrivals, dim]: rows in the order of this rank's experts. Differentiable.
 function Plan:dispatch(x) return run(self, C.lm_moe_dispatch, pointer(x, 'dispatch', 'x'), out) end
 
---- x [arrivals, in], weight [local experts, out, in], bias [local experts, out] or nil.
+--- Weights of this rank's own experts, [experts, ...], with those of the plan's shadows after them. For experts that do
+-- more than linear maps: their other parameters need it too. Differentiable.
+function Plan:with_shadows(weight)
+  if C.lm_plan_shadows(self.pointer) == 0 then return weight end
+  return run(self, C.lm_moe_shadow, pointer(weight, 'shadow', 'weight'), out)
+end
+
+--- x [arrivals, in], weight [own experts, out, in], bias [own experts, out] or nil.
 function Plan:linear(x, weight, bias)
+  weight, bias = self:with_shadows(weight), bias ~= nil and self:with_shadows(bias) or nil
   return run(self, C.lm_moe_linear, pointer(x, 'experts', 'x'), pointer(weight, 'experts', 'weight'),
     bias ~= nil and pointer(bias, 'experts', 'bias') or nil, out)
 end
@@ -239,8 +254,18 @@ end
 --- Parcels that this rank sends to each rank of its expert group (itself included): rows, or with `once` fewer.
 function Plan:sends() return list(C.lm_plan_sends(self.pointer), self.mesh.expert.size) end
 function Plan:receives() return list(C.lm_plan_receives(self.pointer), self.mesh.expert.size) end
---- Ids of this rank's experts.
-function Plan:local_experts() return list(C.lm_plan_expert_of(self.pointer), C.lm_plan_local_experts(self.pointer)) end
+--- Rows that reach this rank's experts.
+function Plan:arrivals() return C.lm_plan_arrivals(self.pointer) end
+--- Ids of this rank's own experts.
+function Plan:local_experts() return list(C.lm_plan_expert_of(self.pointer), C.lm_plan_own_experts(self.pointer)) end
+--- Ids of the experts that are shadowed: on all ranks for this plan.
+function Plan:shadows()
+  local ids = {}
+  for e = 0, self.experts - 1 do
+    if C.lm_plan_is_shadow(self.pointer, e) == 1 then ids[#ids + 1] = e end
+  end
+  return ids
+end
 
 --- Where a token of this rank (from 0) goes: a list, one entry a slot, of { expert = id or nil, dropped = boolean }.
 function Plan:route_of(token)

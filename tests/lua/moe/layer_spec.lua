@@ -340,6 +340,8 @@ describe('options', function()
       message(function(o) o.capacity = { factor = 1, select = 'best' } end))
     assert.matches("no exchange 'twice'; there are once, padded, rows, two_level",
       message(function(o) o.exchange = 'twice' end))
+    assert.matches('exchange.parts must be a whole number from 1', message(function(o) o.exchange = { parts = 0 } end))
+    assert.matches('exchange.shadow must be a number above 0', message(function(o) o.exchange = { shadow = -1 } end))
     assert.matches("exchange.way must be 'direct', 'padded' or 'two_level'",
       message(function(o) o.exchange = { way = 'far' } end))
     assert.matches("normalize must be 'chosen', 'kept' or false", message(function(o) o.normalize = 'all' end))

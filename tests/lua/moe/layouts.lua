@@ -11,6 +11,7 @@ local file, ep, router, deal, exchange = arg[1], tonumber(arg[2]), arg[3], arg[4
 local mesh = dist.mesh { ep = ep, tp = tonumber(arg[6]), etp = tonumber(arg[7]) }
 local in_parts = exchange == 'parts' -- and forgotten, and computed again
 if in_parts then exchange = { once = true, parts = 3 } end
+if exchange == 'shadow' then exchange = { shadow = 0.95 } end
 local owner = deal == 'mixed' and {} or nil -- experts spread any which way, too
 local BATCH, TIME, DIM, EXPERTS, STEPS = 10, 7, 8, 6, 3
 local rank, size = mesh.data.rank, mesh.data.size
@@ -107,6 +108,7 @@ for step = 1, STEPS do
   write('norm ' .. step, dist.grad_norm(model))
   for i = 1, 2 do
     write(('capacity %d %d'):format(step, i), model[i].last_plan.capacity or -1)
+    assert(type(exchange) ~= 'table' or not exchange.shadow or #model[i].last_plan:shadows() > 0)
     write(('dropped %d %d'):format(step, i), model[i].last_plan:dropped())
     write(('kept %d %d'):format(step, i), model[i].last_plan:kept())
   end

@@ -68,7 +68,7 @@ describe('one batch under every layout', function()
     { 2, 1, 'noisy', 'even' }, { 2, 2, 'noisy', 'even' }, { 2, 2, 'noisy', 'uneven' }, { 4, 2, 'noisy', 'mixed' },
     { 4, 4, 'noisy', 'uneven' }, { 3, 3, 'noisy', 'mixed' }, { 4, 2, 'switch', 'even' }, { 4, 4, 'top_k', 'mixed' },
     { 2, 2, 'top_k', 'even', 'once' }, { 4, 4, 'noisy', 'uneven', 'padded' }, { 4, 4, 'top_k', 'mixed', 'two_level' },
-    { 4, 4, 'top_k', 'uneven', 'parts' },
+    { 4, 4, 'top_k', 'uneven', 'parts' }, { 4, 2, 'noisy', 'mixed', 'shadow' },
     { 2, 1, 'noisy', 'even', 'rows', 2, 1 }, { 4, 2, 'noisy', 'uneven', 'rows', 2, 1 }, { 3, 3, 'top_k', 'even', 'once', 3, 1 },
     { 2, 1, 'noisy', 'uneven', 'rows', 1, 2 }, { 3, 1, 'noisy', 'even', 'rows', 1, 3 }, { 4, 2, 'noisy', 'mixed', 'once', 1, 2 },
     { 4, 2, 'switch', 'even', 'rows', 2, 2 }, { 6, 1, 'top_k', 'mixed', 'padded', 2, 3 }, { 4, 1, 'noisy', 'mixed', 'rows', 4, 2 },

@@ -113,7 +113,7 @@ local function part_of(parts, i, n)
 end
 
 -- The counters are the naive count, exactly.
-local function compare_traffic(routed, b, kept, parts, mesh, owner, dim)
+local function compare_traffic(routed, b, kept, parts, mesh, owner, dim, hidden)
   local ranks = mesh.expert.ranks
   local places, me = #ranks / mesh.etp, mesh.expert.rank + 1
   local o = setmetatable({ etp = mesh.etp, place_of = function(e)
@@ -124,6 +124,13 @@ local function compare_traffic(routed, b, kept, parts, mesh, owner, dim)
     for j, r in ipairs(ranks) do o.hosts[j] = dist.host(r) end
   end
   if #ranks == 1 then o.once = false end
+  o.shadow, o.weight_bytes = {}, { 4 * dim * hidden, 4 * dim * hidden }
+  local mean, over = 0, #ranks > 1 and mesh.exchange.shadow
+  for e = 0, b.experts - 1 do mean = mean + kept.kept[e] / b.experts end
+  for e = 0, b.experts - 1 do o.shadow[e] = over and kept.kept[e] > over * mean or nil end
+  local shadows = {}
+  for e = 0, b.experts - 1 do shadows[#shadows + 1] = o.shadow[e] and e or nil end
+  assert(table.concat(shadows, ' ') == table.concat(routed:shadows(), ' '), 'shadows')
   local want, got = {}, routed:traffic()
   for i = 1, o.parts do
     want[i] = naive_traffic.traffic(b, kept, part_of(parts, i, o.parts), ranks, o, 4 * dim)
@@ -176,7 +183,7 @@ local function verify(b, parts, mesh, owner, dim, hidden)
   compare('y', table_of(y), #mine, dim, function(i, d) return ny[mine[i]][d - 1] end)
   compare('dx', table_of(x.grad), #mine, dim, function(i, d) return dx[mine[i]][d - 1] end)
   compare('dweights', table_of(w.grad), #mine, b.top_k, function(i, s) return dw[mine[i]][s - 1] end)
-  compare_counters(compare_traffic(routed, b, kept, parts, mesh, owner, dim), before, mesh.expert.ranks)
+  compare_counters(compare_traffic(routed, b, kept, parts, mesh, owner, dim, hidden), before, mesh.expert.ranks)
   local reach = {} -- the tokens whose ranks share this rank's experts
   for _, r in ipairs(mesh.expert.ranks) do
     for _, t in ipairs(parts[r]) do reach[#reach + 1] = t end
@@ -200,13 +207,15 @@ for round = 1, rounds do
   end
   local exchange = { once = random() < 0.5, way = pick { 'direct', 'padded', 'two_level', 'two_level' }, hosts = {},
     parts = pick { 1, 1, 2, 3, 5 } }
+  if etp == 1 then exchange.shadow = pick { false, false, 0.01, 1.5, 2 } or nil end
   for r = 1, expert.size do exchange.hosts[r] = random(1, 3) end
   if random() < 0.3 then exchange.hosts = nil end
   local mesh = { data = data, tokens = data, expert = expert, etp = etp, exchange = exchange }
   local ok, message = pcall(verify, b, parts, mesh, owner, dim, hidden)
   if not ok then
-    error(('round %d: %s (%d tokens, %d experts, top %d, factor %s, %s; %d ranks, etp %d, once %s, %s, %d parts)'):format(round, message,
-      #b.tokens, b.experts, b.top_k, b.factor, b.select, expert.size, etp, exchange.once, exchange.way, exchange.parts))
+    local batch = ('%d tokens, %d experts, top %d, factor %s, %s'):format(#b.tokens, b.experts, b.top_k, b.factor, b.select)
+    error(('round %d: %s (%s; %d ranks, etp %d, once %s, %s, %d parts, shadow %s)'):format(round, message, batch,
+      expert.size, etp, exchange.once, exchange.way, exchange.parts, exchange.shadow))
   end
 end
 if rank == 0 then print(rounds .. ' rounds') end

@@ -10,7 +10,7 @@ local function matrix(n)
   return m
 end
 
---- Parcels and routes from each rank of the expert group (from 1) to each. o: etp, once, place_of(e).
+--- Parcels and routes from each rank of the expert group (from 1) to each. o: etp, once, place_of(e), shadow[e].
 local function demand(b, kept, parts, ranks, o)
   local parcels, routes = matrix(#ranks), matrix(#ranks)
   for s, rank in ipairs(ranks) do
@@ -19,7 +19,8 @@ local function demand(b, kept, parts, ranks, o)
         local n = 0
         for slot = 0, b.top_k - 1 do
           local e = b.ids[t][slot]
-          if b.valid[t] and e >= 0 and not kept.dropped[t][slot] and o.place_of(e) == math.floor((d - 1) / o.etp) then
+          local place = o.shadow[e] and s - 1 or o.place_of(e)
+          if b.valid[t] and e >= 0 and not kept.dropped[t][slot] and place == math.floor((d - 1) / o.etp) then
             n = n + 1
           end
         end
@@ -95,7 +96,8 @@ local function overlap(parts, ranks)
 end
 
 --- legs[leg][i][j] = { rows, bytes, messages } from rank i of the group to rank j (from 1), for one forward and
---- backward. ranks: the group's, in the world; o: etp, once, way, hosts, place_of; row_bytes: of a row.
+--- backward. ranks: the group's, in the world; o: etp, once, way, hosts, place_of, shadow, weight_bytes
+--- (of each of an expert's tensors); row_bytes: of a row.
 function naive.traffic(b, kept, parts, ranks, o, row_bytes)
   local parcels, routes = demand(b, kept, parts, ranks, o)
   local legs = {}
@@ -117,6 +119,14 @@ function naive.traffic(b, kept, parts, ranks, o, row_bytes)
   add('combine', o.once and routes or nothing, 4, false) -- weights
   add('combine_backward', parcels, row_bytes, true)
   add('combine_backward', o.once and turned(routes) or nothing, 4, false)
+  local shadows = matrix(#ranks) -- each owner's to all others
+  for e in pairs(o.shadow) do
+    for j = 1, #ranks do shadows[o.place_of(e) + 1][j] = shadows[o.place_of(e) + 1][j] + 1 end
+  end
+  for _, bytes in ipairs(o.weight_bytes) do
+    add('shadow', shadows, bytes, false, 'direct')
+    add('shadow_backward', turned(shadows), bytes, false, 'direct')
+  end
   return legs
 end
 
