@@ -60,6 +60,7 @@ function options.parse(arguments)
     p:flag('--overlap', 'Computing and moving at once, instead of one after the other'),
     p:flag('--paper', "The setting of arXiv 2109.10465, beside the paper's figures"),
     p:flag('--verify', 'Run small real steps on the ranks at hand; exit 1 where the planner is off'),
+    p:option('--only', 'Layouts of --verify whose name has this text'):argname 'TEXT',
     option('--tolerance', 0.05, number, 'How far --verify lets memory be off'):argname 'SHARE',
     p:option('--json', 'Write the figures to a file'):argname 'FILE')
 

@@ -23,7 +23,7 @@ end
 
 --- opts: those of the recipe, with vocab as the tokenizer has it.
 function Translator:init(opts)
-  local mesh = dist.mesh { tp = opts.tp, ep = opts.ep, etp = opts.etp,
+  local mesh = dist.mesh { tp = opts.tp, ep = opts.ep, etp = opts.etp, offload = opts.offload,
     zero = { dense = opts.zero_dense, expert = opts.zero_expert } }
   self.opts, self.mesh = opts, mesh
   self.scale = math.sqrt(opts.dim)

@@ -24,14 +24,6 @@ end
 
 local function full(ranges, size) return #ranges == 1 and ranges[1][1] == 0 and ranges[1][2] == size end
 
---- `ranges` all full are none.
----@return lumoe.Region
-function region.new(shape, ranges, chunk)
-  local cut = false
-  for d, size in ipairs(shape) do cut = cut or ranges ~= nil and not full(ranges[d], size) end
-  return { shape = shape, ranges = cut and ranges or nil, chunk = chunk }
-end
-
 --- Sizes of the tensor that the ranges pick.
 function region.sizes(r)
   local sizes = { unpack(r.shape) }
@@ -46,6 +38,16 @@ end
 function region.held(r) return r.chunk and { r.chunk[2] } or region.sizes(r) end
 
 function region.numel(r) return product(region.held(r)) end
+
+--- Ranges that are all full are none, and so is a chunk.
+---@return lumoe.Region
+function region.new(shape, ranges, chunk)
+  local cut = false
+  for d, size in ipairs(shape) do cut = cut or ranges ~= nil and not full(ranges[d], size) end
+  local r = { shape = shape, ranges = cut and ranges or nil }
+  if chunk and (chunk[1] > 0 or chunk[2] < region.numel(r)) then r.chunk = chunk end
+  return r
+end
 
 -- The ranges of a dim by rising `first`, each with where it lies here.
 local function in_order(ranges)

@@ -147,9 +147,10 @@ local function experts(u, tokens)
     local once = model.exchange == 'once'
     local parcels = once and mine * keep * distinct_places(model.experts, model.top_k, mesh.ep) or rows -- without slices
     local sent, received = parcels * mesh.etp, parcels * places * share
-    u:receives(received * dim)
+    u:receives(math.max(received, mesh.etp > 1 and sent or 0) * dim)
     u.loose = u.loose + block(arrivals * dim * u.context.bytes)
-    u:saves(sent * dim, nil, true) -- what comes back, kept for the weights' gradient
+    -- What comes back, kept for the weights' gradient: as received, or the sum of what the slices returned.
+    u:saves(parcels * dim, nil, mesh.etp == 1)
     local forth, back = (sent - parcels * share) * dim * u.context.bytes, received * (1 - 1 / places) * dim * u.context.bytes
     u:sends('all-to-all', 'expert', 'forward', forth, places - 1) -- dispatch
     u:sends('all-to-all', 'expert', 'forward', back, places - 1) -- combine
@@ -221,10 +222,10 @@ function layers.loss(u, tokens)
   u:saves(classes * model.dim, 4)
   local chunk = block(math.min(LOSS_ROWS, tokens) * classes * u.context.bytes)
   u.working = math.max(chunk, block(4 * classes * model.dim)) -- logits; later the table's gradient, scaled
-  if tp > 1 then
-    reduce(u, 'once', tokens * 4) -- largest logit, sum of exponents, the target's logit
-    reduce(u, 'once', tokens * 4)
-    reduce(u, 'once', tokens * 4)
+  if tp > 1 then -- of each row its largest logit, sum of exponents, target's logit
+    for from = 0, tokens - 1, LOSS_ROWS do
+      u:sends('tp all-gather', 'tensor', 'once', wires.all_gather(12 * math.min(LOSS_ROWS, tokens - from), tp))
+    end
     reduce(u, 'backward', tokens * model.dim * u.context.bytes)
   end
 end

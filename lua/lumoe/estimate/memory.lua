@@ -3,76 +3,104 @@
 -- What stays: parameters, optimizer state (AdamW's m and v in f32, and an f32 master of every bf16 parameter).
 -- ZeRO keeps a rank's chunk of them, ceil(n / replicas) elements of each parameter; offloading moves chunks to
 -- the second tier, and here only what is in hand remains. The peak is looked for along the step: forward, the
--- backward unit by unit, as gradients come and what the tape held goes, and the update.
+-- backward unit by unit, as gradients come and leave and what the tape held goes, and the update.
 local block = require('lumoe.estimate.unit').block
+local sharding = require 'lumoe.estimate.sharding'
 local wires = require 'lumoe.estimate.wires'
 
 local memory = {}
 
 local PURPOSES = { 'parameters', 'gradients', 'optimizer', 'activations', 'exchange' }
 memory.PURPOSES = PURPOSES
+memory.share = sharding.share
 
-local STAGE = { optimizer = 1, gradients = 2, parameters = 3 } -- from which ZeRO shards it
-
-local function offloaded(mesh, what)
-  return mesh.offload == 'parameters' or (mesh.offload == 'optimizer' and what ~= 'parameters')
-end
-
---- Elements of a parameter that this rank keeps of `what`.
-function memory.share(p, mesh, what)
-  return mesh.zero[p.group] >= STAGE[what] and math.ceil(p.here / p.replicas) or p.here
-end
+-- ---- what stays ----------------------------------------------------------------------------
 
 local function state_bytes(p, n) return 2 * block(4 * n) + (p.bytes == 2 and block(4 * n) or 0) end
 
--- What a parameter takes here and in the tier, and what of it passes through.
-local function add_parameter(p, mesh, kept, tier, passing)
-  local bytes = {
-    parameters = block(p.bytes * memory.share(p, mesh, 'parameters')),
-    gradients = block(4 * memory.share(p, mesh, 'gradients')),
-    optimizer = state_bytes(p, memory.share(p, mesh, 'optimizer')),
+local function bytes_of(p, mesh)
+  return {
+    parameters = block(p.bytes * sharding.share(p, mesh, 'parameters')),
+    gradients = block(4 * sharding.share(p, mesh, 'gradients')),
+    optimizer = state_bytes(p, sharding.share(p, mesh, 'optimizer')),
   }
-  for what, n in pairs(bytes) do
-    if offloaded(mesh, what) then tier[what] = tier[what] + n else kept[what] = kept[what] + n end
+end
+
+-- A list of parameters: what stays here, what is in the tier; and what is here for as long as their unit needs it,
+-- whole parameters and gradients that are yet to be divided.
+local function footprint(parameters, mesh)
+  local f = { here = { parameters = 0, gradients = 0, optimizer = 0 }, away = { parameters = 0, gradients = 0, optimizer = 0 },
+    gathered = 0, undivided = 0, ahead = 0 }
+  for _, p in ipairs(parameters) do
+    for what, n in pairs(bytes_of(p, mesh)) do
+      local where = sharding.is_away(mesh, what) and f.away or f.here
+      where[what] = where[what] + n
+    end
+    local stage = mesh.stage[p.group]
+    if stage >= 3 then f.gathered = f.gathered + block(p.bytes * p.here) end
+    if stage >= 2 then f.undivided = f.undivided + block(4 * p.here) end
   end
-  local zero = mesh.zero[p.group]
-  if zero >= 3 or offloaded(mesh, 'parameters') then passing.parameters = passing.parameters + block(p.bytes * p.here) end
-  if zero >= 2 or offloaded(mesh, 'gradients') then passing.gradients = passing.gradients + block(4 * p.here) end
+  if sharding.is_away(mesh, 'parameters') then f.ahead = f.away.parameters end
+  return f
 end
 
--- Windows through which a stream's state passes in the update (optim/stream.lua): f32, booked as the optimizer's.
-local WINDOWS, BUCKET, GRAIN = 3, 2 ^ 21, 1024
-local function windows(elements, slots, bucket)
+-- ---- what passes through -------------------------------------------------------------------
+
+-- Windows through which a stream's state passes in the update (optim/stream.lua), booked as the optimizer's.
+local WINDOWS, STREAM, GRAIN = 3, 2 ^ 21, 1024
+local function windows(elements, slots, parameter, bucket)
   if elements == 0 then return 0 end
-  local each = math.max(GRAIN, math.floor((bucket or BUCKET) / (4 * slots) / GRAIN) * GRAIN)
-  return math.min(WINDOWS, math.ceil(elements / each)) * slots * block(4 * each)
+  local each = math.max(GRAIN, math.floor((bucket or STREAM) / (4 * (slots + 1)) / GRAIN) * GRAIN)
+  return math.min(WINDOWS, math.ceil(elements / each)) * ((slots + 1) * block(4 * each) + block(parameter * each))
 end
 
--- One stream for bf16 parameters (gradient, m, v, master), one for those that stay f32, one after the other.
+-- One stream for bf16 parameters (m, v, master), one for those that stay f32, one after the other.
 local function passing_state(units, mesh)
   if not mesh.offload then return 0 end
-  local elements = { [2] = 0, [4] = 0 }
+  local elements, moves = { [2] = 0, [4] = 0 }, mesh.offload == 'parameters' and 1 or 0
   for _, u in ipairs(units) do
     for _, p in ipairs(u.parameters) do
-      elements[p.bytes] = elements[p.bytes] + math.ceil(memory.share(p, mesh, 'optimizer') / GRAIN) * GRAIN
+      elements[p.bytes] = elements[p.bytes] + math.ceil(sharding.share(p, mesh, 'optimizer') / GRAIN) * GRAIN
     end
   end
-  return math.max(windows(elements[2], 4, mesh.bucket), windows(elements[4], 3, mesh.bucket))
+  return math.max(windows(elements[2], 3, 2 * moves, mesh.bucket), windows(elements[4], 2, 4 * moves, mesh.bucket))
 end
 
--- Scratch of the largest sum of gradients, and the plans that the layers keep.
-local function reducing(units)
-  local plans, scratch = 0, 0
-  for _, u in ipairs(units) do
-    plans = plans + u.exchange_plan
-    for _, p in ipairs(u.parameters) do scratch = math.max(scratch, wires.all_reduce_scratch(4 * p.here, p.replicas)) end
+-- What a unit's gradients take while they travel: buffers, bucket by bucket, and of those alone in theirs, themselves.
+local function travelling(parameters, mesh)
+  local buckets, alone = sharding.buckets(parameters, mesh), 0
+  for _, b in ipairs(buckets) do
+    local moves = b.ranks > 1
+    b.buffers = b.count > 1 and block(b.bytes) or 0 -- packed
+    if b.count == 1 and b.divided then alone = alone + b.taken end
+    if moves then b.buffers = b.buffers + block(b.divided and b.bytes or wires.all_reduce_scratch(b.bytes, b.ranks)) end
   end
-  return plans + block(scratch)
+  return buckets, alone
 end
 
-local function zeros() return { parameters = 0, gradients = 0, optimizer = 0 } end
+-- Buffers of the buckets under way: of as many as there may be when this rank runs ahead of the others; gathering a
+-- unit waits for them.
+local function flight()
+  local units = {}
+  return function(buckets, gathers)
+    if gathers then units = {} end
+    table.insert(units, buckets)
+    local buffers, gradients = 0, 0
+    for i = #units, 1, -1 do
+      for k = #units[i], 1, -1 do
+        local b = units[i][k]
+        gradients = gradients + b.bytes
+        if gradients > sharding.IN_FLIGHT and gradients > b.bytes then return buffers end
+        buffers = buffers + b.buffers
+      end
+    end
+    return buffers
+  end
+end
 
--- What a unit leaves until the step ends, and what its own backward needs in hand.
+-- ---- activations ---------------------------------------------------------------------------
+
+-- What a unit leaves until the step ends, and until its own backward.
 local function held(u, context)
   if not (context.recompute and u.block) then return u.kept, u.saved, u.exchange end
   return u.stream, 0, u.exchange_plan
@@ -87,25 +115,42 @@ local function repeated(u)
   return math.max(all, all - u.loose + in_hand(u))
 end
 
---- Walks the step. Returns peak by purpose (and total), tier bytes by what they are.
----@return table peak, table tier, table live
-function memory.of(units, context)
-  local mesh, n = context.mesh, #units
-  local kept, tier, of_unit, passing = zeros(), zeros(), {}, {}
-  local kept_all, saved_before, exchange_before = 0, 0, 0
+-- ---- the step ------------------------------------------------------------------------------
+
+local function sum(into, from)
+  for what, n in pairs(from) do into[what] = (into[what] or 0) + n end
+end
+
+-- Everything that is known before the walk: per unit its footprints, over all of them the sums.
+local function survey(units, context)
+  local s = { of = {}, here = {}, away = { parameters = 0, gradients = 0, optimizer = 0 }, kept = 0, saved = 0, exchange = 0,
+    plans = 0, model = {}, ahead = 0 }
   for i, u in ipairs(units) do
-    local mine, pass = zeros(), zeros()
-    for _, p in ipairs(u.parameters) do add_parameter(p, mesh, mine, tier, pass) end
-    for what, bytes in pairs(mine) do kept[what] = kept[what] + bytes end
-    of_unit[i], passing[i] = mine, pass
-    local k, s, x = held(u, context)
-    kept_all, saved_before, exchange_before = kept_all + k, saved_before + s, exchange_before + x
+    local experts, dense = sharding.units(u)
+    local of = { experts = footprint(experts, context.mesh), dense = footprint(dense, context.mesh),
+      expert_list = experts, dense_list = dense }
+    for _, f in ipairs { of.experts, of.dense } do
+      sum(s.here, f.here)
+      sum(s.away, f.away)
+      s.ahead = math.max(s.ahead, u.block and f.ahead or 0)
+    end
+    if not u.block then
+      for _, p in ipairs(dense) do s.model[#s.model + 1] = p end
+    end
+    s.of[i] = of
+    local k, v, x = held(u, context)
+    s.kept, s.saved, s.exchange, s.plans = s.kept + k, s.saved + v, s.exchange + x, s.plans + u.exchange_plan
   end
+  s.model_footprint = footprint(s.model, context.mesh)
+  return s
+end
+
+local function books(s)
   local peak = { total = 0 }
   for _, what in ipairs(PURPOSES) do peak[what] = 0 end
-  local function at(now)
-    now.parameters = kept.parameters + (now.parameters or 0)
-    now.optimizer = kept.optimizer + (now.optimizer or 0)
+  return peak, function(now)
+    now.parameters = s.here.parameters + (now.parameters or 0)
+    now.optimizer = s.here.optimizer + (now.optimizer or 0)
     local total = 0
     for _, what in ipairs(PURPOSES) do
       local bytes = now[what] or 0
@@ -114,26 +159,61 @@ function memory.of(units, context)
     end
     peak.total = math.max(peak.total, total)
   end
+end
 
-  local gradients, arguments = context.batch.micro_batches > 1 and kept.gradients or 0, 0
-  for i = n, 1, -1 do
-    local u = units[i]
-    local k, s, x = held(u, context)
-    local again = context.recompute and u.block
-    local exchange = exchange_before + u.exchange_now + (again and u.exchange - x or 0)
-    if again then -- its own gradients are yet to come
-      at { parameters = passing[i].parameters, gradients = gradients + arguments, exchange = exchange,
-        activations = kept_all + saved_before + repeated(u) - k }
-      arguments = arguments + u.arguments -- their f32 gradients, which stay to the end of the step
-    end
-    if context.batch.micro_batches == 1 then gradients = gradients + of_unit[i].gradients end
-    at { parameters = passing[i].parameters, gradients = gradients + passing[i].gradients + arguments, exchange = exchange,
-      activations = kept_all + saved_before + (u.working or in_hand(u)) }
-    saved_before, exchange_before = saved_before - s, exchange_before - x
+--- Walks the step. Returns peak by purpose (and total; in_flight, what of it depends on how fast others are), tier bytes by what they are, and what stays between steps.
+---@return table peak, table tier, table live
+function memory.of(units, context)
+  local mesh, s = context.mesh, survey(units, context)
+  local peak, at = books(s)
+  local once = context.batch.micro_batches == 1
+  local gradients = once and 0 or s.here.gradients -- what has come so far
+  local arguments = 0 -- f32 gradients of recomputed blocks' arguments, which stay to the end of the step
+  local model, saved, exchange = s.model_footprint, s.saved, s.exchange
+  local under_way, in_flight = flight(), 0
+
+  -- A unit's gradients are there, then on their way, then a chunk of each is left.
+  local function done(list, f, others, activations)
+    if #list == 0 then return end
+    local buckets, alone = travelling(list, mesh)
+    at { parameters = others + f.gathered, gradients = gradients + math.max(f.undivided, f.here.gradients) + arguments,
+      activations = activations, exchange = exchange }
+    if once then gradients = gradients + f.here.gradients end
+    local moving = under_way(buckets, f.gathered > 0)
+    at { parameters = others + f.gathered, gradients = gradients + alone + arguments, activations = activations,
+      exchange = exchange + moving }
+    in_flight = math.max(in_flight, moving)
   end
-  at { gradients = gradients, exchange = reducing(units) } -- gradients are summed
-  at { gradients = gradients, optimizer = passing_state(units, mesh) } -- the update
-  return peak, tier, { parameters = kept.parameters, optimizer = kept.optimizer }
+
+  for i = #units, 1, -1 do
+    local u, of = units[i], s.of[i]
+    local k, v, x = held(u, context)
+    local again = context.recompute and u.block
+    local base = s.kept + saved
+    local whole = model.gathered + s.ahead
+    if u.block then
+      gradients = gradients + model.undivided -- the embedding's, from the loss on
+      if again then -- its own gradients are yet to come
+        at { parameters = whole + of.dense.gathered + of.experts.gathered, gradients = gradients + arguments,
+          exchange = exchange + u.exchange_now + u.exchange - x, activations = base + repeated(u) - k }
+        arguments = arguments + u.arguments
+      end
+      at { parameters = whole + of.dense.gathered + of.experts.gathered, gradients = gradients + arguments,
+        exchange = exchange + u.exchange_now, activations = base + in_hand(u) }
+      done(of.expert_list, of.experts, whole + of.dense.gathered, base - v + 3 * u.stream)
+      done(of.dense_list, of.dense, whole, base - v + 3 * u.stream)
+      gradients = gradients - model.undivided
+    else
+      at { parameters = whole, gradients = gradients + model.undivided + arguments, exchange = exchange,
+        activations = base + (u.working or in_hand(u)) }
+    end
+    saved, exchange = saved - v, exchange - x
+  end
+  exchange = s.plans
+  done(s.model, model, 0, s.kept)
+  at { gradients = gradients, optimizer = passing_state(units, mesh), exchange = exchange } -- the update
+  peak.in_flight = in_flight
+  return peak, s.away, { parameters = s.here.parameters, optimizer = s.here.optimizer }
 end
 
 return memory

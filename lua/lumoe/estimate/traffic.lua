@@ -1,5 +1,5 @@
 --- Bytes and messages that a rank sends on each wire in one step, and what goes to and from the second tier.
-local memory = require 'lumoe.estimate.memory'
+local sharding = require 'lumoe.estimate.sharding'
 local wires = require 'lumoe.estimate.wires'
 
 local traffic = {}
@@ -14,29 +14,39 @@ local function add(list, index, wire, group, bytes, messages)
   index[key].bytes, index[key].messages = index[key].bytes + bytes, index[key].messages + messages
 end
 
--- Gradients are summed over the replicas, in f32; what ZeRO scatters it gathers again.
-local function replicas(p, mesh, micro, send)
-  local zero, ranks, group = mesh.zero[p.group], p.replicas, p.wire
-  if ranks == 1 then return end
-  local gather, messages = wires.all_gather(math.ceil(p.here / ranks) * p.bytes, ranks)
-  if zero >= 2 then
-    local bytes, count = wires.reduce_scatter(4 * p.here, ranks)
-    send('gradients', group, micro * bytes, micro * count)
-  else send('gradients', group, wires.all_reduce(4 * p.here, ranks)) end
-  if zero == 3 then send('parameters', group, 2 * micro * gather, 2 * micro * messages) -- forward and backward
-  elseif zero > 0 then send('parameters', group, gather, messages) end
+-- Gradients are summed over the replicas, in f32, bucket by bucket: once a step, or, where they are divided,
+-- at every backward.
+local function gradients(parameters, mesh, micro, send)
+  for _, b in ipairs(sharding.buckets(parameters, mesh)) do
+    if b.ranks > 1 and b.divided then
+      local bytes, messages = wires.reduce_scatter(b.bytes, b.ranks)
+      send('gradients', b.group, micro * bytes, micro * messages)
+    elseif b.ranks > 1 then send('gradients', b.group, wires.all_reduce(b.bytes, b.ranks)) end
+  end
+end
+
+-- What was updated in chunks, or is kept in chunks, gets to the ranks that need it whole. gathers: how often a
+-- unit is gathered in one micro-batch, forward and backward.
+local function parameters_of(list, mesh, gathers, send)
+  for _, p in ipairs(list) do
+    local stage, ranks = mesh.stage[p.group], p.replicas
+    if ranks > 1 and stage > 0 then
+      local bytes, messages = wires.all_gather(math.ceil(p.here / ranks) * p.bytes, ranks)
+      local times = stage == 3 and gathers or 1
+      send('parameters', p.wire, times * bytes, times * messages)
+    end
+  end
 end
 
 -- Read and written bytes of the tier.
-local function tier_of(p, mesh, micro, tier)
+local function tier_of(p, mesh, gathers, tier)
   if not mesh.offload then return end
-  local owned, state = memory.share(p, mesh, 'optimizer'), p.bytes == 2 and 12 or 8
+  local owned, state = sharding.share(p, mesh, 'optimizer'), p.bytes == 2 and 12 or 8
   tier.written = tier.written + (4 + state) * owned
   tier.read = tier.read + (4 + state) * owned
   if mesh.offload == 'parameters' then
-    local n = memory.share(p, mesh, 'parameters')
-    tier.written = tier.written + p.bytes * n
-    tier.read = tier.read + 2 * micro * p.bytes * n
+    tier.written = tier.written + p.bytes * owned
+    tier.read = tier.read + gathers * p.bytes * owned
   end
 end
 
@@ -44,18 +54,28 @@ end
 ---@return table tier    { read, written }
 function traffic.of(units, context)
   local mesh, micro = context.mesh, context.batch.micro_batches
-  local list, index, tier = {}, {}, { read = 0, written = 0 }
+  local list, index, tier, model = {}, {}, { read = 0, written = 0 }, {}
   local function send(...) add(list, index, ...) end
+  local function unit(parameters, gathers)
+    gradients(parameters, mesh, micro, send)
+    parameters_of(parameters, mesh, gathers, send)
+    for _, p in ipairs(parameters) do tier_of(p, mesh, gathers, tier) end
+  end
   for _, u in ipairs(units) do
+    local again = context.recompute and u.block
     for _, t in ipairs(u.traffic) do
-      local times = micro * (t.pass == 'forward' and context.recompute and u.block and 2 or 1)
+      local times = micro * (t.pass == 'forward' and again and 2 or 1)
       send(t.wire, t.group, times * t.bytes, times * t.messages)
     end
-    for _, p in ipairs(u.parameters) do
-      replicas(p, mesh, micro, send)
-      tier_of(p, mesh, micro, tier)
+    local experts, dense = sharding.units(u)
+    if u.block then
+      unit(experts, micro * (again and 3 or 2))
+      unit(dense, micro * 2)
+    else
+      for _, p in ipairs(dense) do model[#model + 1] = p end
     end
   end
+  unit(model, micro * 2)
   if mesh.ranks > 1 then send('norm and loss', 'tokens', 2 * 8 * (mesh.ranks - 1), 2 * (mesh.ranks - 1)) end
   return list, tier
 end

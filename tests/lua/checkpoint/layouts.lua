@@ -26,7 +26,7 @@ lumoe.manual_seed(from == '-' and 1 or 99)
 local model = LanguageModel(OPTS, mesh, {}):initialize()
 model:to(layout.precision or 'f32')
 for _, p in ipairs(model:named_parameters()) do p.spec.mesh = p.spec.mesh or mesh end
-if dist.shard then dist.shard(model) end
+dist.shard(model)
 local optimizer = optim.AdamW(model:named_parameters(), { lr = 3e-3 })
 
 local function rows(value, at, count)

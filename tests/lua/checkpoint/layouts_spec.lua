@@ -8,17 +8,20 @@ local LAYOUTS = {
   one = { 1, '-' }, away = { 1, 'offload=optimizer' }, dp = { 2, '-' }, ep = { 2, 'ep=2' }, tp = { 2, 'tp=2' },
   three = { 3, 'ep=3' }, etp = { 2, 'etp=2' }, four = { 4, 'ep=4' }, mixed = { 4, 'tp=2,ep=2' },
   all = { 4, 'tp=2,ep=2,etp=2' }, cut = { 4, 'tp=4,etp=4' }, tp_away = { 4, 'tp=2,ep=2,offload=optimizer' },
-  zero1 = { 2, 'zero=1/1' }, zero3 = { 3, 'zero=3/3' }, zero2_ep = { 4, 'ep=2,zero=2/2' },
-  gone = { 2, 'ep=2,offload=parameters' }, zero3_gone = { 2, 'zero=3/3,offload=parameters' },
+  zero1 = { 2, 'ep=2,zero=1/1' }, zero2 = { 3, 'zero=2/2' }, zero3 = { 4, 'tp=2,ep=2,zero=3/3' }, zeros = { 4, 'ep=2,zero=3/1' },
+  zero_away = { 4, 'ep=2,zero=2/2,offload=optimizer' }, gone = { 2, 'ep=2,offload=parameters' },
+  gone3 = { 4, 'tp=2,etp=2,zero=3/3,offload=parameters' }, half3 = { 3, 'zero=3/3,precision=bf16' },
+  half_gone = { 2, 'offload=parameters,precision=bf16' },
   half = { 2, 'ep=2,precision=bf16' }, half_tp = { 4, 'tp=2,etp=2,precision=bf16' },
 }
 
 -- Saved under the first, loaded under the second.
 local PAIRS = {
   { 'one', 'ep' }, { 'one', 'all' }, { 'ep', 'one' }, { 'tp', 'one' }, { 'dp', 'cut' }, { 'cut', 'three' }, { 'three', 'mixed' },
-  { 'mixed', 'etp' }, { 'all', 'four' }, { 'all', 'dp' }, { 'four', 'tp' }, { 'one', 'away' }, { 'away', 'mixed' },
-  { 'tp_away', 'three' }, { 'all', 'tp_away' }, { 'one', 'zero3' }, { 'zero3', 'gone' }, { 'gone', 'zero2_ep' },
-  { 'zero2_ep', 'zero3_gone' }, { 'zero3_gone', 'zero1' }, { 'zero1', 'tp' }, { 'half', 'half_tp' }, { 'half_tp', 'half' },
+  { 'mixed', 'etp' }, { 'all', 'four' }, { 'four', 'tp' }, { 'one', 'away' }, { 'away', 'mixed' }, { 'tp_away', 'three' },
+  { 'one', 'zero3' }, { 'zero1', 'dp' }, { 'zero2', 'zero1' }, { 'zero3', 'zero2' }, { 'zeros', 'all' }, { 'zero_away', 'three' },
+  { 'zero2', 'zero_away' }, { 'gone', 'zero3' }, { 'gone3', 'gone' }, { 'all', 'gone3' }, { 'half', 'half3' },
+  { 'half3', 'half_tp' }, { 'half_tp', 'half_gone' }, { 'half_gone', 'half' },
 }
 
 local SAVED, LAST = 3, 13

@@ -1,0 +1,53 @@
+--- What dist.shard makes of a model (runtime/shard.h): its units, what stays of a parameter on a rank, and the
+-- buckets in which a unit's gradients travel.
+local block = require('lumoe.estimate.unit').block
+
+local sharding = {}
+
+local BUCKET = 8 * 2 ^ 20 -- bytes of gradients that go together (runtime/shard/bucket.c)
+sharding.IN_FLIGHT = 4 * BUCKET -- bytes of them that may be on their way at once
+
+local STAGE = { optimizer = 1, gradients = 2, parameters = 3 } -- from which a rank keeps its chunk alone
+
+--- Elements of a parameter that this rank keeps of `what`.
+function sharding.share(p, mesh, what)
+  return mesh.stage[p.group] >= STAGE[what] and math.ceil(p.here / p.replicas) or p.here
+end
+
+--- Whether `what` is in the second tier.
+function sharding.is_away(mesh, what)
+  return mesh.offload == 'parameters' or (mesh.offload == 'optimizer' and what ~= 'parameters')
+end
+
+--- A layer is a unit, and its experts are one inside it; what is in no layer belongs to the model's.
+-- Returns { experts, dense }, lists of parameters that may be empty.
+function sharding.units(u)
+  local experts, dense = {}, {}
+  for _, p in ipairs(u.parameters) do table.insert(p.group == 'expert' and experts or dense, p) end
+  return experts, dense
+end
+
+local function new_bucket(p, mesh)
+  return { group = p.wire, ranks = p.replicas, divided = mesh.stage[p.group] >= STAGE.gradients, count = 0, bytes = 0, taken = 0 }
+end
+
+--- The buckets of a unit's parameters: each takes what fits in with its first; where nothing travels, each has its own.
+---@return { group: string, ranks: integer, divided: boolean, count: integer, bytes: number, taken: number }[]
+function sharding.buckets(parameters, mesh)
+  local list = {}
+  for _, p in ipairs(parameters) do
+    local bytes, into = 4 * p.here, nil
+    for _, b in ipairs(list) do
+      local fits = b.ranks > 1 and b.group == p.wire and b.divided == (mesh.stage[p.group] >= STAGE.gradients) and b.bytes + bytes <= BUCKET
+      if fits and not into then into = b end
+    end
+    if not into then
+      into = new_bucket(p, mesh)
+      list[#list + 1] = into
+    end
+    into.count, into.bytes, into.taken = into.count + 1, into.bytes + bytes, into.taken + block(bytes)
+  end
+  return list
+end
+
+return sharding
