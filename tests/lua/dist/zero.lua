@@ -11,8 +11,8 @@ local shard = require 'lumoe.dist.shard'
 local dist, moe, nn, optim = lumoe.dist, lumoe.moe, lumoe.nn, lumoe.optim
 
 local DEFAULTS = { ep = '1', dense = '0', expert = '0', micro = '1', dtype = 'f32', optimizer = 'AdamW', deal = 'even', last = 'yes',
-  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no', offload = 'no', bucket = '2000' }
-local BATCH, TIME, DIM, EXPERTS, VOCAB = 8, 5, 6, 5, 13
+  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no', experts = '5', offload = 'no', bucket = '2000' }
+local BATCH, TIME, DIM, VOCAB = 8, 5, 6, 13
 local rank, size = dist.rank(), dist.world_size()
 if size > 1 then C.lm_shard_set_bucket(300) end -- several buckets to a unit
 
@@ -33,7 +33,7 @@ local function run(file, opts)
       self.layers[i] = nn.TransformerEncoderLayer { dim = DIM, heads = 2, dropout = 0.1, hidden = 7,
         recompute = opts.recompute == 'yes' or nil,
         feed_forward = moe.Layer { dim = DIM, mesh = mesh, router = moe.routers.top_k { dim = DIM, top_k = 1 }, normalize = false,
-          experts = moe.FFN { experts = EXPERTS, hidden = 7, bias = true }, balance = { moe.balance.load(0.05) } } }
+          experts = moe.FFN { experts = tonumber(opts.experts), hidden = 7, bias = true }, balance = { moe.balance.load(0.05) } } }
     end
     self.norm = nn.LayerNorm { DIM }
     nn.parameter(self, 'scale', { 1 }, { init = 'ones' }) -- fewer elements than ranks
