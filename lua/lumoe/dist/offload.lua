@@ -11,7 +11,6 @@ local handle = require 'lumoe.handle'
 local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
-local Tier = require 'lumoe.dist.tier'
 
 local offload = {}
 
@@ -31,14 +30,14 @@ end
 
 local out, chunk = ffi.new 'lm_offload *[1]', ffi.new 'lm_tensor *[1]'
 
---- Called by dist.shard for each parameter, once it is under its unit.
-function offload.lodge(p)
+--- Called by dist.shard for each parameter, once it is under its unit. open: the model's Tier.opener().
+function offload.lodge(p, open)
   local mesh = placement.mesh(p)
   if not mesh.offload then return end
   status.check(C.lm_shard_chunk(handle.pointer(p.tensor), chunk))
   local count, size = C.lm_tensor_numel(chunk[0]), C.lm_dtype_size(C.lm_tensor_dtype(chunk[0]))
   C.lm_tensor_release(chunk[0])
-  local tier = Tier.of(mesh.tier.dir)
+  local tier = open(mesh.tier.dir)
   local gradient = tier:reserve(4 * count)
   local place = mesh.offload == 'parameters' and tier:reserve(size * count) or nil
   status.check(C.lm_offload_new(handle.pointer(p.tensor), tier.pointer, gradient, place or -1, out))

@@ -22,6 +22,7 @@ local nn_module = require 'lumoe.nn.module'
 local offload = require 'lumoe.dist.offload'
 local placement = require 'lumoe.dist.placement'
 local status = require 'lumoe.status'
+local Tier = require 'lumoe.dist.tier'
 
 local shard = {}
 local check, pointer = status.check, handle.pointer
@@ -164,6 +165,7 @@ function shard.shard(model, mesh)
   local modules, parameters = model:named_modules(), model:named_parameters()
   local of = unit_paths(modules)
   local home, units, list = homes(modules, of), {}, {}
+  local open_tier = Tier.opener()
   for _, p in ipairs(parameters) do
     local path = home[p.tensor:id()]
     if not units[path] then
@@ -172,7 +174,7 @@ function shard.shard(model, mesh)
     end
     nn_module.draw(p)
     check(C.lm_unit_add(units[path].pointer, pointer(p.tensor), p.name, placement.replicas(p).pointer, stage_of(p)))
-    offload.lodge(p)
+    offload.lodge(p, open_tier)
     table.insert(units[path].parameters, p)
   end
   wrap_all(modules, units, home)

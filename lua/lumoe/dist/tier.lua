@@ -28,16 +28,16 @@ function Tier.open(dir)
   return setmetatable({ dir = dir, pointer = ffi.gc(out[0], C.lm_tier_release) }, Tier)
 end
 
-local shared = setmetatable({}, { __mode = 'v' }) -- dir -> tier
-
---- The tier of this process in a directory, for all who use it: one file, one thread.
----@param dir string?
----@return lumoe.Tier
-function Tier.of(dir)
-  dir = dir or Tier.default_dir()
-  local tier = shared[dir] or Tier.open(dir)
-  shared[dir] = tier
-  return tier
+--- Tiers by directory, each opened when it is first asked for: of one model and its optimizer, so that their
+-- space is free again when they are gone.
+---@return fun(dir: string?): lumoe.Tier
+function Tier.opener()
+  local tiers = {}
+  return function(dir)
+    dir = dir or Tier.default_dir()
+    tiers[dir] = tiers[dir] or Tier.open(dir)
+    return tiers[dir]
+  end
 end
 
 local place = ffi.new 'int64_t[1]'

@@ -40,14 +40,15 @@ local function write_master(entry)
   end)
 end
 
--- The entry of a parameter in a stream of those with the same slots.
+-- The entry of a parameter in a stream of those with the same slots, in the tier that has its gradient.
 local function enter(self, item)
   local p, dtype = item.param, item.part.dtype
   local where, lodging = placement.mesh(p).tier, offload.of(p)
-  local key = table.concat({ dtype, where.dir or '', where.bucket or '' }, ' ')
+  local tier = lodging and lodging.tier or self.open_tier(where.dir)
+  local key = table.concat({ tostring(tier), dtype, where.bucket or '' }, ' ')
   local stream = self.streams[key]
   if not stream then
-    stream = Stream.new(Tier.of(where.dir), slot_names(item), where.bucket)
+    stream = Stream.new(tier, slot_names(item), where.bucket)
     self.streams[key], self.streams[#self.streams + 1] = stream, stream
   end
   local entry = stream:add(item.part:numel())
@@ -59,7 +60,7 @@ end
 --- items: { param = entry of named_parameters(), part = what of it this rank updates, slots = name -> shape }: state
 -- that is one number for each element. It starts as zeros, masters as the parameters are.
 function Offloaded.new(optimizer, items)
-  local self = setmetatable({ optimizer = optimizer, streams = {}, entries = {} }, Offloaded)
+  local self = setmetatable({ optimizer = optimizer, streams = {}, entries = {}, open_tier = Tier.opener() }, Offloaded)
   for _, item in ipairs(items) do enter(self, item) end
   for _, stream in ipairs(self.streams) do
     stream:reserve()

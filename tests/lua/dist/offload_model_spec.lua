@@ -124,6 +124,32 @@ describe('an offloaded model', function()
     end)
   end)
 
+  it('may share its optimizer with another', function()
+    folder.with(function(dir)
+      local Two = nn.class 'Two'
+      function Two:init() self.a, self.b = Stack(), Stack() end
+      function Two:forward(x) return self.a(x) + self.b(x) end
+      local function result(shard_all)
+        lumoe.manual_seed(3)
+        local two = Two()
+        two:initialize()
+        shard_all(two)
+        local optimizer = optim.AdamW(two:named_parameters(), {})
+        for _ = 1, 2 do
+          lumoe.scope(function() two(lumoe.randn(4, DIM)):backward() end)
+          optimizer:step()
+          optimizer:zero_grad()
+        end
+        return lumoe.no_grad(function() return two(lumoe.ones(4, DIM)):item() end)
+      end
+      local mesh = dist.mesh { offload = { to = 'parameters', dir = dir } }
+      assert.equal(result(function() end), result(function(two)
+        dist.shard(two.a, mesh) -- a tier for each
+        dist.shard(two.b, mesh)
+      end))
+    end)
+  end)
+
   it('that finds no room says so when it is sharded', function()
     folder.with(function(dir)
       folder.write(dir .. '/../script.lua', [[

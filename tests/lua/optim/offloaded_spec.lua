@@ -98,7 +98,7 @@ describe('optimizer state in a tier', function()
       for _, stream in ipairs(opt.offloaded.streams) do
         reserved = reserved + 4 * stream.elements * #stream.slots
       end
-      assert.equal(reserved, Tier.of(dir):bytes().reserved)
+      assert.equal(reserved, opt.offloaded.streams[1].tier:bytes().reserved)
       assert.is_true(reserved <= 4 * 4 * elements)
     end)
   end)
