@@ -26,7 +26,7 @@ function Model:forward(ids)
   return self.head(self.stack.down[1](x))
 end
 function Model:logits(x) return x:linear(self.embedding.weight) end
-function Model:name() return 'a model' end
+function Model:name() return 'a model of ' .. #self.layers end
 function Model:fails() error('a slip of ' .. self.embedding.weight:size(0), 0) end
 
 local function away() return dist.shard(Model(dist.mesh { offload = 'parameters' })) end
@@ -94,7 +94,7 @@ describe('dist.shard', function()
     assert.same({ 1, 3, DIM }, model.layers[1].self_attention(x):shape_table()) -- one inside of a layer
     fails('not gathered', function() return model.layers[1].self_attention.output.weight:sum() end)
     local before = C.lm_memory_live(C.LM_MEM_PARAMETERS)
-    assert.equal('a model', model:name()) -- gathers nothing
+    assert.equal('a model of 2', model:name()) -- gathers nothing
     assert.equal(before, C.lm_memory_live(C.LM_MEM_PARAMETERS))
   end)
 
