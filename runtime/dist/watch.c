@@ -4,7 +4,6 @@
  * where the other ranks of its host can read it: in memory they share. The first
  * whose wait takes longer than LUMOE_TIMEOUT seconds reads all notes into its
  * error; the others, whose time is up as well, give it a moment to end the job. */
-#define _GNU_SOURCE /* nanosleep */
 #include "runtime/dist/watch.h"
 
 #include <stdio.h>
@@ -13,7 +12,7 @@
 #include <time.h>
 
 enum { BEFORE = 0, WAITS, PAST };
-enum { DEBUG_SECONDS = 60 };
+enum { DEBUG_SECONDS = 60, SPEAK_SECONDS = 3 };
 
 typedef struct note {
     int state;
@@ -137,6 +136,8 @@ void lm__list_ranks(int n, const int *rank, lm__line_fn line, const void *of, ch
 
 /* ---- time-outs ---- */
 
+void lm__watch_let_others_speak(void) { nanosleep(&(struct timespec){SPEAK_SECONDS, 0}, NULL); }
+
 static void note_text(const void *of, int i, char *text, size_t room) {
     static const char *const states[] = {"in no collective yet", "waits in", "is past"};
     const note *const *all = of;
@@ -155,8 +156,7 @@ static void note_text(const void *of, int i, char *text, size_t room) {
 
 bool lm__watch_expired(double since, double now, char *text, size_t room) {
     if (!notes || limit <= 0 || now - since < limit) return false;
-    if (__sync_lock_test_and_set(&notes[first_here]->reports, 1))
-        nanosleep(&(struct timespec){1, 0}, NULL);
+    if (__sync_lock_test_and_set(&notes[first_here]->reports, 1)) lm__watch_let_others_speak();
     int *rank = malloc((size_t)world_size * sizeof *rank);
     size_t at = (size_t)snprintf(text, room, "nothing came for %g s (LUMOE_TIMEOUT)", limit);
     for (int r = 0; rank && r < world_size; r++) rank[r] = r;

@@ -27,6 +27,9 @@ void lm__watch_waits(const lm_async *a, bool waits);
  * every rank is doing. */
 bool lm__watch_expired(double since, double now, char *text, size_t room);
 
+/* One rank's error is enough, if it ends the job: the others wait with theirs. */
+void lm__watch_let_others_speak(void);
+
 /* "all_reduce of 10 f32 (sum), at script.lua:4" */
 void lm__call_text(const lm__call *c, char *text, size_t room);
 

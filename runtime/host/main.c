@@ -104,6 +104,8 @@ static int call(lua_State *L, int narg) {
 static void end_job_if_failed(int code) {
     if (code == 0 || lm_launcher_rank() < 0) return;
     fflush(NULL);
+    usleep(
+        100000); /* what was said goes through the launcher: before the launcher's own words */
     lm_launcher_abort(prefix, code);
     _exit(code);
 }

@@ -58,6 +58,7 @@ local faults = {
 
 check(C.lm_barrier(nil))
 if arg[1] == 'none' then -- until somebody ends it from outside
+  if last then print 'running' end
   while true do
     local async = start(1000)
     sum(10)

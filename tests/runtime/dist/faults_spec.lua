@@ -90,27 +90,33 @@ describe('in debug mode, a rank', function()
 end)
 
 describe('a job', function()
-  -- The ranks know no end; `stop` is a command for the shell, `$job` mpirun's process.
+  -- The ranks know no end; `stop` is a command for the shell, $job mpirun's process, $ranks theirs.
   local function stopped(n, after, stop)
-    local output, seconds = shell(([[
-      mpirun -np %d --oversubscribe --allow-run-as-root %s tests/runtime/dist/faults.lua none 2>&1 &
+    local log = os.tmpname()
+    local output = shell(([[
+      mpirun -np %d --oversubscribe --allow-run-as-root %s tests/runtime/dist/faults.lua none >%s 2>&1 &
       job=$!
-      sleep %g
+      until grep -q running %s; do sleep 0.1; done
+      sleep %.3f
       ranks=$(cat /proc/$job/task/$job/children)
+      began=$(date +%%s%%3N)
       %s
       wait $job
-      echo "exit $?"
+      echo "exit $? after $(($(date +%%s%%3N) - began)) ms"
       for rank in $ranks; do
         ! grep -s '^State:.*[^Z] (' /proc/$rank/status || echo "$rank is still there"
-      done]]):format(n, lumoe, after, stop))
+      done
+      cat %s]]):format(n, lumoe, log, log, after, stop, log))
+    os.remove(log)
     assert.is_nil(output:find('is still there', 1, true), output)
-    return output, tonumber(output:match 'exit (%d+)'), seconds - after
+    local code, milliseconds = output:match 'exit (%d+) after (%d+) ms'
+    return output, tonumber(code), milliseconds / 1000
   end
 
   math.randomseed(os.time())
   for i = 1, 6 do
     it(('ends when one of its ranks is killed at any moment, %d'):format(i), function()
-      local after = 0.3 + math.random() * 1.2
+      local after = math.random()
       local output, code, seconds = stopped(3, after, ("kill -9 $(echo $ranks | cut -d ' ' -f %d)"):format(math.random(3)))
       ends_soon(output, code, seconds)
       assert.equal(137, code, ('after %g s:\n%s'):format(after, output))
@@ -119,7 +125,7 @@ describe('a job', function()
   end
 
   it('ends when a scheduler ends it', function()
-    ends_soon(stopped(3, 1, 'kill -TERM $job'))
+    ends_soon(stopped(3, 0.5, 'kill -TERM $job'))
   end)
 end)
 
