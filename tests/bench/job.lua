@@ -3,7 +3,7 @@ local job = {}
 
 local SIZES = { vocab = 8000, pad = 3, dim = 192, heads = 4, hidden = 640, encoder_layers = 4, decoder_layers = 2,
   experts = 8, top_k = 2, capacity = 0, select = 'random', balance = 0.01, noise = 0, dropout = 0.1, label_smoothing = 0.1,
-  ep = 1 }
+  tp = 1, ep = 1, etp = 1, zero_dense = 0, zero_expert = 0 }
 
 local function batch(rows, src_len, tgt_len, random)
   local b = { rows = rows, src_len = src_len, tgt_len = tgt_len, src_lens = {}, tgt_lens = {}, tgt_tokens = 0, tokens = 0 }

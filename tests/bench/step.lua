@@ -6,7 +6,7 @@ local ffi = require 'ffi'
 local json = require 'cjson'
 local lumoe = require 'lumoe'
 local corpus = require 'recipes.translate.corpus'
-local Translator = require 'recipes.translate.model'
+local training = require 'recipes.translate.training'
 local dist, optim = lumoe.dist, lumoe.optim
 local random = require 'lumoe.random'
 local clock = require('lumoe.log.terminal').clock
@@ -16,9 +16,12 @@ lumoe.threads(job.threads)
 lumoe.manual_seed(1)
 math.randomseed(1)
 
+local model = dist.shard(training.model(job))
+model:train()
+
 -- What data.batches:get gives, with ids at random: this rank's rows of it.
 local function raw(b)
-  local first, rows = dist.share(b.rows)
+  local first, rows = dist.share(b.rows, model.mesh.data.rank, model.mesh.data.size)
   local whole = {} -- what the parts point into
   local function part(array, width)
     whole[#whole + 1] = array
@@ -50,10 +53,6 @@ end
 local batches = {}
 for i, b in ipairs(job.batches) do batches[i] = raw(b) end
 
-local model = Translator(job)
-model:initialize()
-if job.precision == 'bf16' then model:to 'bf16' end
-model:train()
 local optimizer = optim.AdamW(model:named_parameters(), { betas = { 0.9, 0.98 }, eps = 1e-9, weight_decay = 0 })
 
 local done = 0
@@ -67,7 +66,7 @@ local function step()
     local loss = nll / b.targets
     if encoder then loss = loss + encoder:float() end
     if decoder then loss = loss + decoder:float() end
-    loss:backward()
+    loss:backward { last = true }
     value = nll:item() / b.targets
   end)
   dist.reduce_gradients(model)
