@@ -13,7 +13,7 @@ local function experts(opts, mesh)
       and moe.routers.noisy_top_k { dim = opts.dim, top_k = opts.top_k, scale = opts.noise }
     or moe.routers.top_k { dim = opts.dim, top_k = opts.top_k }
   return moe.Layer {
-    dim = opts.dim, router = router, mesh = mesh,
+    dim = opts.dim, router = router, mesh = mesh, exchange = opts.exchange,
     experts = moe.FFN { experts = opts.experts, hidden = opts.hidden, activation = 'relu' },
     capacity = opts.capacity > 0 and { factor = opts.capacity, select = opts.select } or nil,
     balance = { moe.balance.load(opts.balance) },

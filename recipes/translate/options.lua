@@ -78,6 +78,8 @@ function options.parse(arguments)
     option('--ep', 1, count(1), 'Places over which the experts are spread'):argname 'N',
     option('--etp', 1, count(1), 'Ranks of a place: each has a slice of its experts'):argname 'N',
     option('--tp', 1, count(1), 'Ranks that share a batch: heads, hidden sizes and vocabulary are cut over them'):argname 'N',
+    p:option('--exchange', 'How rows travel to experts: rows, once (a token to each rank once), two_level (by host) (rows)', 'rows')
+      :choices { 'rows', 'once', 'two_level' },
     option('--zero-dense', 0, count(0, 3), 'ZeRO: replicas divide 1 optimizer state, 2 and gradients, 3 and parameters'):argname 'N',
     option('--zero-expert', 0, count(0, 3), 'The same for the parameters of experts'):argname 'N')
   group('Output',

@@ -174,6 +174,7 @@ int lm_moe_shadow(lm_plan *p, lm_tensor *w, lm_tensor **out) {
         memcpy(y->data, dense->data, (size_t)(p->own_experts * bytes_of(dense)));
     if (st == LM_OK) st = weights_to_all(p, dense, y);
     if (st == LM_OK) st = lm__record("shadow", shadow_backward, 1, &w, 1, &y, &n);
+    if (n) n->dtype[0] = LM_F32; /* its gradient stays f32, as a leaf's does */
     lm__hold_plan(n, p);
     lm_tensor_release(dense);
     return lm__finish(st, y, out);

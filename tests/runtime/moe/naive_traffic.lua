@@ -96,8 +96,8 @@ local function overlap(parts, ranks)
 end
 
 --- legs[leg][i][j] = { rows, bytes, messages } from rank i of the group to rank j (from 1), for one forward and
---- backward. ranks: the group's, in the world; o: etp, once, way, hosts, place_of, shadow, weight_bytes
---- (of each of an expert's tensors); row_bytes: of a row.
+--- backward. ranks: the group's, in the world; o: etp, once, way, hosts, place_of, shadow, weights
+--- (numbers in each of an expert's tensors), bytes (of a number); row_bytes: of a row.
 function naive.traffic(b, kept, parts, ranks, o, row_bytes)
   local parcels, routes = demand(b, kept, parts, ranks, o)
   local legs = {}
@@ -123,9 +123,9 @@ function naive.traffic(b, kept, parts, ranks, o, row_bytes)
   for e in pairs(o.shadow) do
     for j = 1, #ranks do shadows[o.place_of(e) + 1][j] = shadows[o.place_of(e) + 1][j] + 1 end
   end
-  for _, bytes in ipairs(o.weight_bytes) do
-    add('shadow', shadows, bytes, false, 'direct')
-    add('shadow_backward', turned(shadows), bytes, false, 'direct')
+  for _, numbers in ipairs(o.weights) do
+    add('shadow', shadows, numbers * o.bytes, false, 'direct')
+    add('shadow_backward', turned(shadows), numbers * 4, false, 'direct')
   end
   return legs
 end
