@@ -1,8 +1,9 @@
 /* offload.c - gradients on their way out, chunks on their way in.
  *
- * Which unit to read ahead is learnt: where unit A was entered after B, the one that followed
- * then will follow again. The pair tells forward (B, A, then C) from backward (C, A, then B).
- */
+ * Which unit to read ahead is learnt: what followed the last time that this unit was entered
+ * after the same two will follow again. Two, since that tells forward from backward where units
+ * are nested: (experts 1, layer 2, experts 2) goes on to layer 3, (experts 3, layer 2, experts
+ * 2) to layer 1. */
 #include "kernels/kernels.h"
 #include "runtime/memory.h"
 #include "runtime/offload.h"
@@ -12,7 +13,7 @@
 
 enum {
     PIECE = 1 << 18, /* elements of a gradient that are added at a time */
-    PAIRS = 8
+    MEMORY = 8       /* ways in which a unit is come by */
 };
 
 typedef struct home { /* a unit with chunks in a tier */
@@ -21,10 +22,10 @@ typedef struct home { /* a unit with chunks in a tier */
     lm_offload *first;
     int count, fetched; /* its chunks; those that were read since it was entered */
     struct {
-        const struct home *before;
+        const struct home *last, *before_last;
         struct home *after;
-    } pair[PAIRS];
-    int pairs;
+    } seen[MEMORY];
+    int count_seen;
 } home;
 
 typedef struct {
@@ -46,7 +47,8 @@ struct lm_offload {
     double read; /* the number of the read that fills it */
 };
 
-static home *homes, *here, *before;
+static home *homes, *here, *last, *before_last; /* all; the units that were entered */
+static home *expected;                          /* the one that is read ahead */
 
 /* ---- memory ---- */
 
@@ -125,28 +127,43 @@ void lm_offload_forget(lm_offload *o) { forget(o); }
 
 static int64_t chunk_bytes(const lm_shard *s) { return s->bytes[s->rank]; }
 
-static home *follower(const home *h) {
-    for (int i = 0; i < h->pairs && i < PAIRS; i++)
-        if (h->pair[i].before == before) return h->pair[i].after;
-    return NULL;
+/* Where h has seen this way to it, or will. */
+static int place_of(home *h) {
+    int i = 0, n = h->count_seen < MEMORY ? h->count_seen : MEMORY;
+    while (i < n && (h->seen[i].last != last || h->seen[i].before_last != before_last)) i++;
+    return i < n ? i : h->count_seen % MEMORY; /* the oldest is forgotten */
+}
+
+static home *follower(home *h) {
+    int i = place_of(h);
+    bool known =
+        i < h->count_seen && h->seen[i].last == last && h->seen[i].before_last == before_last;
+    return known ? h->seen[i].after : NULL;
 }
 
 static void learn(home *h, home *after) {
-    int i = 0;
-    while (i < h->pairs && i < PAIRS && h->pair[i].before != before) i++;
-    if (i == PAIRS) i = h->pairs % PAIRS; /* the oldest is forgotten */
-    if (i >= h->pairs || h->pair[i].before != before) h->pairs++;
-    h->pair[i].before = before, h->pair[i].after = after;
+    int i = place_of(h);
+    if (follower(h) == after) return;
+    if (i >= h->count_seen || h->seen[i].last != last || h->seen[i].before_last != before_last)
+        h->count_seen++;
+    h->seen[i].last = last, h->seen[i].before_last = before_last, h->seen[i].after = after;
+}
+
+static void drop_all(home *h) {
+    for (lm_offload *o = h->first; o; o = o->next) drop_ahead(o);
 }
 
 static void arrive(home *h) {
+    if (expected && expected != h) drop_all(expected); /* it went another way */
+    expected = NULL;
     if (here) learn(here, h);
-    before = here, here = h;
+    before_last = last, last = here, here = h;
     h->fetched = 0;
 }
 
 /* No memory for it is no failure: it will be read when it is needed. */
 static void read_ahead(home *h) {
+    expected = h;
     for (lm_offload *o = h && h != here ? h->first : NULL; o; o = o->next) {
         lm_shard *s = lm__shard_of(o->p);
         if (!s || o->ahead.data || chunk_bytes(s) == 0) continue;
@@ -236,17 +253,19 @@ static void home_free(home *h) {
     while (*at != h) at = &(*at)->next;
     *at = h->next;
     for (home *other = homes; other; other = other->next)
-        for (int i = 0; i < other->pairs && i < PAIRS; i++)
-            if (other->pair[i].after == h) other->pair[i].after = NULL;
+        for (int i = 0; i < other->count_seen && i < MEMORY; i++)
+            if (other->seen[i].after == h) other->seen[i].after = NULL;
     if (here == h) here = NULL;
-    if (before == h) before = NULL;
+    if (last == h) last = NULL;
+    if (before_last == h) before_last = NULL;
+    if (expected == h) expected = NULL;
     lm__object_free(h, sizeof *h);
 }
 
 static void move_in(lm_offload *o) {
-    lm_offload **last = &o->home->first;
-    while (*last) last = &(*last)->next;
-    *last = o;
+    lm_offload **end = &o->home->first;
+    while (*end) end = &(*end)->next;
+    *end = o;
     o->home->count++;
 }
 

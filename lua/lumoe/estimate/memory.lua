@@ -132,8 +132,8 @@ local function survey(units, context)
     for _, f in ipairs { of.experts, of.dense } do
       sum(s.here, f.here)
       sum(s.away, f.away)
-      s.ahead = math.max(s.ahead, u.block and f.ahead or 0)
     end
+    if u.block then s.ahead = math.max(s.ahead, of.dense.ahead) end -- a layer comes after experts, or the model
     if not u.block then
       for _, p in ipairs(dense) do s.model[#s.model + 1] = p end
     end
@@ -142,6 +142,7 @@ local function survey(units, context)
     s.kept, s.saved, s.exchange, s.plans = s.kept + k, s.saved + v, s.exchange + x, s.plans + u.exchange_plan
   end
   s.model_footprint = footprint(s.model, context.mesh)
+  s.ahead = math.max(s.ahead, s.model_footprint.ahead)
   return s
 end
 
