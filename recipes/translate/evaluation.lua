@@ -54,6 +54,7 @@ end
 -- What the translation memory answers in each direction: the ranks take turns at directions.
 local function remembered(corpus, list, cases, group)
   local own = {}
+  local bar = log.progress { desc = 'memory', total = #list, unit = 'directions', quiet = dist.rank() ~= 0 }
   for i = group.rank + 1, #list, group.size do
     local into, pairs_of, answers = list[i].to == 'en', {}, {}
     for r, row in ipairs(read_tsv(corpus.file('train', list[i].lang))) do
@@ -62,7 +63,9 @@ local function remembered(corpus, list, cases, group)
     local memory = translation_memory.new(pairs_of, list[i].from)
     for s, sentence in ipairs(cases[i].sentences) do answers[s] = memory:translate(sentence) end
     own[#own + 1] = { i, answers }
+    bar:update(math.min(group.size, #list - i + 1))
   end
+  bar:close()
   local all = {}
   for _, json in ipairs(dist.gather_texts(cjson.encode(own), group)) do
     for _, entry in ipairs(cjson.decode(json)) do all[entry[1]] = entry[2] end
