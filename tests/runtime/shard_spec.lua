@@ -294,6 +294,41 @@ describe('gradients of a unit', function()
   end)
 end)
 
+describe('a step that runs out of memory', function()
+  it('leaks nothing, wherever that happens, and the next one is right', function()
+    for stage = 1, 3 do
+      local w, v = parameter { 1, 2 }, parameter { 3, 4 }
+      local u = unit('u', stage, { w = w, v = v })
+      local function step()
+        lumoe.scope(function() within(u, function() return (w * v * w):sum() end):backward { last = true } end)
+        reduce(u)
+      end
+      local function clear() w.grad, v.grad = nil, nil end
+      step()
+      clear()
+      collectgarbage()
+      local live, objects = C.lm_memory_live(-1), C.lm_memory_objects()
+      local failed = 0
+      for n = 1, 40 do
+        C.lm_test_fail_alloc(n)
+        local ok = pcall(step)
+        C.lm_test_fail_alloc(0)
+        while C.lm_region_leave() == 0 do end -- `within` above does not leave when it fails
+        if not ok then failed = failed + 1 end
+        clear()
+        collectgarbage()
+        collectgarbage()
+        assert.equal(0, C.lm_unit_inside(u))
+        assert.equal(live, C.lm_memory_live(-1))
+        assert.equal(objects, C.lm_memory_objects())
+      end
+      assert.is_true(failed >= 10)
+      step()
+      assert.same({ 6, 16 }, (chunk(w).grad or w.grad):totable())
+    end
+  end)
+end)
+
 describe('a unit', function()
   it('says what it cannot take', function()
     local w = parameter { 1, 2 }

@@ -11,7 +11,7 @@ local shard = require 'lumoe.dist.shard'
 local dist, moe, nn, optim = lumoe.dist, lumoe.moe, lumoe.nn, lumoe.optim
 
 local DEFAULTS = { ep = '1', dense = '0', expert = '0', micro = '1', dtype = 'f32', optimizer = 'AdamW', deal = 'even', last = 'yes',
-  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no', experts = '5', offload = 'no', bucket = '2000' }
+  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no', experts = '5', offload = 'no', bucket = '2000', clip = 'scale' }
 local BATCH, TIME, DIM, VOCAB = 8, 5, 6, 13
 local rank, size = dist.rank(), dist.world_size()
 if size > 1 then C.lm_shard_set_bucket(300) end -- several buckets to a unit
@@ -121,11 +121,12 @@ local function run(file, opts)
 
   -- ---- training --------------------------------------------------------------------------------
 
-  local fails = opts.fail == 'yes' -- once, in the middle of backward, on every rank
+  -- Once, in the middle of backward: on every rank, and then it goes on; or on the last alone, which ends the job.
+  local fails = opts.fail == 'yes' or opts.fail == 'alone'
   local trap = lumoe.custom {
     forward = function(_, x) return x end,
     backward = function(_, dy)
-      if fails then error('a slip', 0) end
+      if fails and (opts.fail == 'yes' or rank == size - 1) then error('a slip', 0) end
       return dy
     end,
   }
@@ -152,7 +153,13 @@ local function run(file, opts)
     dist.reduce_gradients(model)
     local norm = dist.grad_norm(model)
     if step == 1 then write_gradients(step) end
-    optimizer:step { grad_scale = optim.clip_scale(norm, 0.7) }
+    if opts.clip == 'gradients' then
+      assert(dist.clip_grad_norm(model, 0.7) == norm)
+      assert(math.abs(dist.grad_norm(model) - math.min(norm, 0.7)) < 1e-6)
+      optimizer:step {}
+    else
+      optimizer:step { grad_scale = optim.clip_scale(norm, 0.7) }
+    end
     optimizer:zero_grad()
     out:write(('loss %d = %.9g\nnorm %d = %.9g\n'):format(step, dist.reduce_number(loss), step, norm))
   end
@@ -160,7 +167,7 @@ local function run(file, opts)
   for step = 1, STEPS do
     local ok, message = pcall(train_step, step)
     if not ok then
-      if not fails then error(message, 0) end
+      if not fails or opts.fail == 'alone' then error(message, 0) end
       assert(message:find 'a slip', message)
       fails = false
       optimizer:zero_grad()

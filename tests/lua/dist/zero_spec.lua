@@ -15,7 +15,7 @@ end
 local CASES = {
   [2] = {
     { 'micro=1', 'dense=0 expert=0' },
-    { 'micro=1', 'dense=1 expert=1' },
+    { 'micro=1', 'dense=1 expert=1 clip=gradients' },
     { 'micro=2', 'dense=2 expert=2' },
     { 'micro=2', 'dense=3 expert=3' },
     { 'micro=1 deal=one', 'dense=3 expert=3' }, -- one token in all places: experts without any
@@ -36,7 +36,7 @@ local CASES = {
     { 'micro=2', 'dense=3 expert=0 ep=2' },
     { 'micro=2', 'dense=3 expert=3 ep=2 deal=uneven' },
     { 'micro=1', 'dense=2 expert=1 ep=2 last=no' },
-    { 'micro=1', 'dense=2 expert=3 ep=4' },
+    { 'micro=1', 'dense=2 expert=3 ep=4 clip=gradients' },
     { 'micro=1 experts=1', 'dense=1 expert=3 ep=2' }, -- two ranks have no expert to divide
     { 'micro=1 experts=1', 'dense=3 expert=2 ep=2' },
   },
@@ -71,6 +71,16 @@ describe('ZeRO', function()
       :format(os.getenv 'LUMOE' or 'build/bin/lumoe')))
     assert.equal('all well\n', pipe:read '*a')
     pipe:close()
+  end)
+
+  it('ends the job with the message of a rank that raises while the others gather', function()
+    for _, layout in ipairs { 'dense=3 expert=3', 'dense=0 expert=2' } do
+      local begun = os.time()
+      local output = run(3, os.tmpname(), 'fail=alone ' .. layout)
+      assert.matches('%[rank 2%] a slip', output)
+      assert.not_matches('exit 0', output)
+      assert.is_true(os.time() - begun < 30) -- mpirun's start and end are in this too
+    end
   end)
 
   it('says what cannot be', function()
