@@ -22,13 +22,22 @@ static const lm__record *record_of(const comparison *c, int rank) {
     return (const lm__record *)(const void *)(c->records + (size_t)rank * c->each);
 }
 
+/* Where they do not even mean the same group, that is told too. */
 static void line(const void *of, int i, char *text, size_t room) {
-    lm__call_text(&record_of(of, i)->call, text, room);
+    const comparison *c = of;
+    const lm__call *first = &record_of(c, 0)->call, *call = &record_of(c, i)->call;
+    bool one_group = true;
+    for (int r = 1; r < c->size; r++)
+        if (strcmp(first->ranks, record_of(c, r)->call.ranks) != 0) one_group = false;
+    size_t at = 0;
+    if (!one_group) at = (size_t)snprintf(text, room, "for a group of %s, ", call->ranks);
+    if (at < room) lm__call_text(call, text + at, room - at);
 }
 
 static bool alike(const lm__call *a, const lm__call *b) {
-    return strcmp(a->name, b->name) == 0 && a->place == b->place && a->count == b->count &&
-           a->dtype == b->dtype && a->op == b->op;
+    return strcmp(a->ranks, b->ranks) == 0 && strcmp(a->name, b->name) == 0 &&
+           a->place == b->place && a->count == b->count && a->dtype == b->dtype &&
+           a->op == b->op;
 }
 
 /* Writes what is wrong, or nothing. */

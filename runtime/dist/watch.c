@@ -36,15 +36,20 @@ bool lm__checking(void) {
 
 int lm_dist_debug(void) { return lm__checking(); }
 
-static double limit_of_environment(void) {
+static int read_limit(void) {
     const char *text = getenv("LUMOE_TIMEOUT");
-    if (text && *text) return atof(text);
-    return lm__checking() ? DEBUG_SECONDS : 0;
+    char *end = NULL;
+    limit = lm__checking() ? DEBUG_SECONDS : 0;
+    if (!text || !*text) return LM_OK;
+    limit = strtod(text, &end);
+    if (*end == '\0' && limit >= 0) return LM_OK;
+    return lm_fail(LM_EARG, "LUMOE_TIMEOUT: '%s' is not a number of seconds", text);
 }
 
 int lm__watch_open(const lm__transport *transport, int size, int rank) {
     char error[256] = "";
-    limit = limit_of_environment();
+    int st = read_limit();
+    if (st != LM_OK) return st;
     if (limit <= 0 && !lm__checking()) return LM_OK;
     notes = calloc((size_t)size, sizeof *notes);
     if (!notes) return lm_fail(LM_EOOM, "dist: no memory for %d ranks", size);

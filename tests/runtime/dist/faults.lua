@@ -46,6 +46,8 @@ local faults = {
       check(C.lm_async_wait(async))
     end,
   },
+  other_group = { function() check(C.lm_group_new(ffi.new('int32_t[3]', 0, 2, 1), 3, ffi.new 'lm_group *[1]')) end,
+    function() check(C.lm_group_new(ffi.new('int32_t[3]', 0, 1, 2), 3, ffi.new 'lm_group *[1]')) end },
   sleeps = { function() os.execute 'sleep 100' end },
   loops = { function() while true do numbers[1] = numbers[1] + 1 end end },
   forgets = { function() -- the last collective, and is in another one

@@ -58,6 +58,8 @@ describe('in debug mode, a rank', function()
       'broadcast of 400 bytes from its rank 1' },
     { 'other_started', 'its ranks do not do the same', 'all_reduce of 4 i64 %(sum%)', 'all_reduce of 3 i64 %(sum%)' },
     { 'other_sizes', 'its rank 2 sends 24 bytes to its rank 0, which expects 16', 'all_to_all' },
+    { 'other_group', 'its ranks do not do the same', 'for a group of ranks 0%-2, all_reduce of 1 i32 %(max%)',
+      'for a group of ranks 0, 2, 1, all_reduce of 1 i32 %(max%)' },
     { 'forgets', 'its ranks do not do the same', 'all_reduce of 1 i64 %(sum%)', 'barrier' },
   }
   for _, case in ipairs(cases) do
@@ -81,6 +83,10 @@ describe('in debug mode, a rank', function()
         .. '  rank 2: is past collective 1 of ranks 0%-2: barrier, at ' .. WHERE .. '\n', output)
     end)
   end
+
+  it('is told of a time-out that is no number', function()
+    assert.matches("LUMOE_TIMEOUT: '1m' is not a number of seconds", (mpirun(2, 'none', 'LUMOE_TIMEOUT=1m')))
+  end)
 
   it('sleeps: with a time-out alone, the same without lines', function()
     local output, code, seconds = mpirun(2, 'sleeps', 'LUMOE_TIMEOUT=1')
