@@ -12,12 +12,12 @@
  *
  * A region is a unit being run. Lua enters it around the unit's forward; every node of the tape
  * remembers the region it was recorded in, and backward enters it again (tape.c), gathers and
- * drops, and starts the gradients' journey when nothing more can come. Regions nest; a unit may
- * be run twice. Where a unit's gradients go:
+ * drops. Regions nest; a unit may be run twice.
  *
- *   stages 0, 1  at the end of the backward that is told to be a step's last
- * (LM_BACKWARD_LAST); else in lm_shard_reduce stages 2, 3  at every backward, added to the
- * chunk's gradient
+ * A unit's gradients leave as soon as backward can give no more of them. At stages 2 and 3 they
+ * do so in every backward, and the sums are added to the chunk's gradient; at stages 0 and 1 in
+ * the backward that is told to be a step's last (LM_BACKWARD_LAST), or else in lm_shard_reduce.
+ * To take a parameter's gradient away (lm_tensor_set_grad with NULL) takes the chunk's too.
  *
  * All of it is collective: every rank runs the same units in the same order, whatever its
  * tokens are. Sums are in the order of the ranks: the bits are those of lm_all_reduce. */

@@ -4,10 +4,13 @@
 --     local model = dist.shard(Model(opts))                   -- before the optimizer is made
 --     local optimizer = optim.AdamW(model:named_parameters(), opts)
 --     ...
---     loss:backward { last = micro == micro_batches }         -- last: gradients may leave for the others
+--     loss:backward { last = micro == micro_batches }
 --     dist.reduce_gradients(model)
 --     optimizer:step { grad_scale = optim.clip_scale(dist.grad_norm(model), 1) }
 --     optimizer:zero_grad()
+--
+-- `last` says that no more will come: gradients that are not divided may then leave for the other ranks while
+-- backward goes on (without it they leave in reduce_gradients). Divided ones leave in every backward.
 --
 -- A unit is what runs at one go: an element of a list of modules (a Transformer layer), a module with
 -- experts' parameters, and the model for all that is in none of those. Calling a unit, or a module in it
@@ -206,6 +209,11 @@ end
 
 --- Sends the gradients that are still here, and waits for all. For dist.reduce_gradients.
 function shard.reduce(model)
+  for _, p in ipairs(model:named_parameters()) do
+    if p.tensor.requires_grad and shard.stage(p.tensor) < 0 then
+      status.argument("reduce_gradients: parameter '%s' was made after dist.shard; dist.unshard, then dist.shard again", p.name)
+    end
+  end
   check(C.lm_shard_reduce(model._sharded.array, #model._sharded.units))
 end
 

@@ -119,6 +119,14 @@ describe('dist.shard', function()
     fails('not gathered', function() return model.head.weight:sum() end)
   end)
 
+  it('knows when a parameter came later', function()
+    local model = dist.shard(Model())
+    model.extra = nn.Linear { DIM, DIM }
+    fails("parameter 'extra.bias' was made after dist.shard", dist.reduce_gradients, model)
+    dist.shard(dist.unshard(model))
+    dist.reduce_gradients(model)
+  end)
+
   it('is made before the optimizer', function()
     local mesh = dist.mesh { offload = 'parameters' }
     local model = dist.shard(Model(mesh))
