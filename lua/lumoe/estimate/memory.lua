@@ -78,23 +78,24 @@ local function travelling(parameters, mesh)
   return buckets, alone
 end
 
--- Buffers of the buckets under way: of as many as there may be when this rank runs ahead of the others; gathering a
--- unit waits for them.
+-- Buffers of the buckets under way. Expected are those of this unit and of the one before; a rank that runs ahead of the
+-- others may have more, up to a bound. Gathering a unit waits for what is under way.
 local function flight()
   local units = {}
   return function(buckets, gathers)
     if gathers then units = {} end
     table.insert(units, buckets)
-    local buffers, gradients = 0, 0
+    local expected, bound, gradients = 0, 0, 0
     for i = #units, 1, -1 do
       for k = #units[i], 1, -1 do
         local b = units[i][k]
         gradients = gradients + b.bytes
-        if gradients > sharding.IN_FLIGHT and gradients > b.bytes then return buffers end
-        buffers = buffers + b.buffers
+        if gradients > sharding.IN_FLIGHT and gradients > b.bytes then return expected, bound end
+        bound = bound + b.buffers
+        if i >= #units - 1 then expected = expected + b.buffers end
       end
     end
-    return buffers
+    return expected, bound
   end
 end
 
@@ -162,7 +163,7 @@ local function books(s)
   end
 end
 
---- Walks the step. Returns peak by purpose (and total; in_flight, what of it depends on how fast others are), tier bytes by what they are, and what stays between steps.
+--- Walks the step. Returns peak by purpose (and total; in_flight, by which it depends on how fast others are), tier bytes by what they are, and what stays between steps.
 ---@return table peak, table tier, table live
 function memory.of(units, context)
   local mesh, s = context.mesh, survey(units, context)
@@ -180,10 +181,10 @@ function memory.of(units, context)
     at { parameters = others + f.gathered, gradients = gradients + math.max(f.undivided, f.here.gradients) + arguments,
       activations = activations, exchange = exchange }
     if once then gradients = gradients + f.here.gradients end
-    local moving = under_way(buckets, f.gathered > 0)
+    local moving, bound = under_way(buckets, f.gathered > 0)
     at { parameters = others + f.gathered, gradients = gradients + alone + arguments, activations = activations,
       exchange = exchange + moving }
-    in_flight = math.max(in_flight, moving)
+    in_flight = math.max(in_flight, bound)
   end
 
   for i = #units, 1, -1 do
