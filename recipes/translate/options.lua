@@ -81,7 +81,9 @@ function options.parse(arguments)
     p:option('--exchange', 'How rows travel to experts: rows, once (a token to each rank once), two_level (by host) (rows)', 'rows')
       :choices { 'rows', 'once', 'two_level' },
     option('--zero-dense', 0, count(0, 3), 'ZeRO: replicas divide 1 optimizer state, 2 and gradients, 3 and parameters'):argname 'N',
-    option('--zero-expert', 0, count(0, 3), 'The same for the parameters of experts'):argname 'N')
+    option('--zero-expert', 0, count(0, 3), 'The same for the parameters of experts'):argname 'N',
+    p:option('--offload', 'To files in $TMPDIR: the optimizer\'s state and gradients, or parameters too')
+      :choices { 'optimizer', 'parameters' })
   group('Output',
     p:option('--out', 'Folder of checkpoints, logs and results (runs/translate)', 'runs/translate'):argname 'DIR',
     p:flag('--resume', 'Go on from the last checkpoint in --out'),

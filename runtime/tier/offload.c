@@ -18,7 +18,7 @@ enum {
 
 typedef struct home { /* a unit with chunks in a tier */
     struct home *next;
-    const lm_unit *unit;
+    lm_unit *unit;
     lm_offload *first;
     int count, fetched; /* its chunks; those that were read since it was entered */
     struct {
@@ -240,11 +240,12 @@ int lm_offload_discard(void) {
 
 /* ---- life ---- */
 
-static home *home_of(const lm_unit *u) {
+static home *home_of(lm_unit *u) {
     home *h = homes;
     while (h && h->unit != u) h = h->next;
     if (h || !(h = lm__object_new(sizeof *h))) return h;
     *h = (home){.next = homes, .unit = u};
+    lm_unit_retain(u);
     return homes = h;
 }
 
@@ -259,6 +260,7 @@ static void home_free(home *h) {
     if (last == h) last = NULL;
     if (before_last == h) before_last = NULL;
     if (expected == h) expected = NULL;
+    lm_unit_release(h->unit);
     lm__object_free(h, sizeof *h);
 }
 

@@ -99,6 +99,11 @@ describe('training in recipes/translate.lua', function()
     run.same(baseline, goes_on(50, 1, 1, 0, 0), 1e-4)
   end)
 
+  it('is the same run with parameters and state in files', function()
+    run.trained(root, 'away', { steps = 8, offload = 'parameters' })
+    run.same({ unpack(baseline, 1, 16) }, run.trained(root, 'away', { steps = 16, offload = 'optimizer', resume = true }), 1e-6)
+  end)
+
   it('does nothing more when all steps are done', function()
     local before = run.records(root, 'halves')
     run.same(before, run.trained(root, 'halves', { steps = 50, resume = true }), 0)

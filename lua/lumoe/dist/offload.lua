@@ -45,6 +45,13 @@ function offload.lodge(p, open)
     pointer = ffi.gc(out[0], C.lm_offload_release) }
 end
 
+--- Called when a parameter is under no unit any more: it is in memory.
+function offload.leave(p)
+  local lodging = p.spec.lodging
+  p.spec.lodging = nil
+  if lodging then C.lm_offload_release(ffi.gc(lodging.pointer, nil)) end
+end
+
 --- The places of a parameter; nil when it is not offloaded.
 ---@return lumoe.Lodging?
 function offload.of(p) return p.spec.lodging end

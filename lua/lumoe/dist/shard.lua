@@ -191,7 +191,10 @@ end
 function shard.unshard(model)
   local sharded = model._sharded
   if not sharded then return model end
-  for _, unit in ipairs(sharded.units) do check(C.lm_unit_dissolve(unit.pointer)) end
+  for _, unit in ipairs(sharded.units) do
+    check(C.lm_unit_dissolve(unit.pointer))
+    for _, p in ipairs(unit.parameters) do offload.leave(p) end
+  end
   for _, entry in ipairs(model:named_modules()) do unwrap(entry[2]) end
   model._sharded = nil
   return model

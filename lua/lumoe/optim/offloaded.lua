@@ -53,7 +53,7 @@ local function enter(self, item)
   end
   local entry = stream:add(item.part:numel())
   entry.param, entry.part, entry.dtype, entry.stream = p, item.part, dtype, stream
-  if lodging then entry.gradient, entry.parameter = lodging.gradient, lodging.chunk end
+  if lodging then entry.lodging, entry.gradient, entry.parameter = lodging, lodging.gradient, lodging.chunk end
   self.entries[p.name] = entry
 end
 
@@ -72,6 +72,9 @@ function Offloaded.new(optimizer, items)
 end
 
 local function has_gradient(entry)
+  if entry.lodging ~= offload.of(entry.param) then
+    status.argument("optimizer: '%s' was offloaded, or brought back, after the optimizer was made", entry.param.name)
+  end
   if entry.gradient then return offload.squares(entry.param) ~= nil end
   return entry.part.grad ~= nil
 end
