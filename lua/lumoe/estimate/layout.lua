@@ -48,10 +48,6 @@ function layout.new(opts)
     self.zero[name] = whole(zero[name] or 0, 'zero.' .. name, 0)
     if self.zero[name] > 3 then status.argument('estimate: mesh.zero.%s is %d; there are 0 to 3', name, self.zero[name]) end
   end
-  -- What leaves memory leaves by the way of ZeRO (dist/offload.lua).
-  local least, stage = self.offload == 'parameters' and 3 or self.offload and 2 or 0, {}
-  for part, asked in pairs(self.zero) do stage[part] = math.max(asked, least) end
-  self.stage = stage
   self.dp = divides(self.tp, 'tp', self.ranks)
   self.edp = divides(self.ep * self.etp, 'ep · etp', self.ranks)
   -- Each group: its size, and the distance in ranks between one member and the next.

@@ -36,7 +36,7 @@ local function footprint(parameters, mesh)
       local where = sharding.is_away(mesh, what) and f.away or f.here
       where[what] = where[what] + n
     end
-    local stage = mesh.stage[p.group]
+    local stage = sharding.stage(p, mesh)
     if stage >= 3 then f.gathered = f.gathered + block(p.bytes * p.here) end
     if stage >= 2 then f.undivided = f.undivided + block(4 * p.here) end
   end

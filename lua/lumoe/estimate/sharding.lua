@@ -9,9 +9,16 @@ sharding.IN_FLIGHT = 4 * BUCKET -- bytes of them that may be on their way at onc
 
 local STAGE = { optimizer = 1, gradients = 2, parameters = 3 } -- from which a rank keeps its chunk alone
 
+--- The stage at which a parameter is under its unit: what is divided is never alone, and what leaves memory for a tier
+-- leaves by the way of ZeRO (dist/offload.lua).
+function sharding.stage(p, mesh)
+  local least = mesh.offload == 'parameters' and STAGE.parameters or mesh.offload and STAGE.gradients or 0
+  return math.max(p.replicas > 1 and mesh.zero[p.group] or 0, least)
+end
+
 --- Elements of a parameter that this rank keeps of `what`.
 function sharding.share(p, mesh, what)
-  return mesh.stage[p.group] >= STAGE[what] and math.ceil(p.here / p.replicas) or p.here
+  return sharding.stage(p, mesh) >= STAGE[what] and math.ceil(p.here / p.replicas) or p.here
 end
 
 --- Whether `what` is in the second tier.
@@ -27,8 +34,10 @@ function sharding.units(u)
   return experts, dense
 end
 
-local function new_bucket(p, mesh)
-  return { group = p.wire, ranks = p.replicas, divided = mesh.stage[p.group] >= STAGE.gradients, count = 0, bytes = 0, taken = 0 }
+local function is_divided(p, mesh) return sharding.stage(p, mesh) >= STAGE.gradients end
+
+local function fits(b, p, mesh)
+  return b.ranks > 1 and b.group == p.wire and b.divided == is_divided(p, mesh) and b.bytes + 4 * p.here <= BUCKET
 end
 
 --- The buckets of a unit's parameters: each takes what fits in with its first; where nothing travels, each has its own.
@@ -36,16 +45,13 @@ end
 function sharding.buckets(parameters, mesh)
   local list = {}
   for _, p in ipairs(parameters) do
-    local bytes, into = 4 * p.here, nil
-    for _, b in ipairs(list) do
-      local fits = b.ranks > 1 and b.group == p.wire and b.divided == (mesh.stage[p.group] >= STAGE.gradients) and b.bytes + bytes <= BUCKET
-      if fits and not into then into = b end
-    end
+    local into
+    for _, b in ipairs(list) do into = into or fits(b, p, mesh) and b or nil end
     if not into then
-      into = new_bucket(p, mesh)
+      into = { group = p.wire, ranks = p.replicas, divided = is_divided(p, mesh), count = 0, bytes = 0, taken = 0 }
       list[#list + 1] = into
     end
-    into.count, into.bytes, into.taken = into.count + 1, into.bytes + bytes, into.taken + block(bytes)
+    into.count, into.bytes, into.taken = into.count + 1, into.bytes + 4 * p.here, into.taken + block(4 * p.here)
   end
   return list
 end
