@@ -40,7 +40,8 @@ enum {
     LM_WAY_PADDED = 1,   /* as direct, but as much between any two as between the busiest two:
                             what exact rows save, for comparison */
     LM_WAY_TWO_LEVEL = 2 /* to another host in one message, to the rank with the same number
-                            there, which hands on inside the host */
+                            there, which hands on inside the host; with once, one row of a
+                            token for all its parcels there */
 };
 
 typedef struct lm_plan_spec {

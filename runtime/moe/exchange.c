@@ -74,8 +74,12 @@ int lm__depart(lm_plan *p, int leg, bool back, lm_tensor *x, lm_tensor **out) {
     lm__flight *f = &p->flight[leg];
     bool rows = leg < LM__WEIGHTS;
     const lm__wire *w = rows ? &p->wire : &p->routes;
-    lm__load load = {rows ? leg : leg - LM__WEIGHTS, rows, back,
-                     x->shape[1] * lm_dtype_size(x->dtype)};
+    lm__load load = {.leg = rows ? leg : leg - LM__WEIGHTS,
+                     .rows = rows,
+                     .back = back,
+                     .each = x->shape[1] * lm_dtype_size(x->dtype),
+                     .dtype = x->dtype,
+                     .dim = x->shape[1]};
     if (f->to) return lm_fail(LM_EARG, "moe: these rows of the plan are on their way already");
     lm_tensor *to;
     int st = p->expert

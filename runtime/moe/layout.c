@@ -86,7 +86,7 @@ static int leave(lm_plan *p, const lm__layout *l) {
 
 int lm__parcel_tokens(lm_plan *p, int64_t **out) {
     const lm__wire *w = &p->wire;
-    lm__load load = {LM_LEG_PLAN, false, false, sizeof(int64_t)};
+    lm__load load = {.leg = LM_LEG_PLAN, .each = sizeof(int64_t)};
     int64_t *mine = malloc((size_t)(w->leaving + 1) * sizeof *mine);
     int64_t *theirs = malloc((size_t)(w->arriving + 1) * sizeof *theirs);
     int st = mine && theirs ? LM_OK : no_memory();

@@ -137,7 +137,7 @@ static int leave(lm_plan *p, leaving *v) {
 /* The labels of what arrives, rank by rank; free it. */
 static int exchange_labels(lm_plan *p, const leaving *v, int32_t **out) {
     const lm__wire *w = &p->routes;
-    lm__load load = {LM_LEG_PLAN, false, false, sizeof(int32_t)};
+    lm__load load = {.leg = LM_LEG_PLAN, .each = sizeof(int32_t)};
     int32_t *mine = malloc((size_t)(w->leaving + 1) * sizeof *mine);
     int32_t *theirs = malloc((size_t)(w->arriving + 1) * sizeof *theirs);
     int st = mine && theirs ? LM_OK : no_memory();
@@ -240,6 +240,7 @@ int lm__once_layout(lm_plan *p, const lm__layout *l) {
     if (st == LM_OK) st = lm__wire_ready(p, &p->routes);
     if (st == LM_OK) st = exchange_labels(p, &v, &label);
     if (st == LM_OK) st = arrive(p, l, label);
+    if (st == LM_OK && p->way == LM_WAY_TWO_LEVEL) st = lm__per_host_new(p);
     free(label);
     leaving_free(&v);
     return st;

@@ -77,7 +77,8 @@ static int check_spec(const lm_plan_spec *s, const lm_group *expert) {
     if (s->parts < 0) return lm_fail(LM_EARG, "plan: %d parts", s->parts);
     if (!(s->shadow >= 0) || (s->shadow > 0 && etp > 1))
         return lm_fail(
-            LM_EARG, "plan: experts over %g of the mean load cannot be shadowed with etp = %d",
+            LM_EARG,
+            "plan: experts over %g times the mean load cannot be shadowed with etp = %d",
             s->shadow, etp);
     for (int e = 0; s->owner && e < s->experts; e++)
         if (s->owner[e] < 0 || s->owner[e] >= ranks / etp)

@@ -6,7 +6,7 @@
 
 #include <stdbool.h>
 
-enum { LM_PLAN_BLOCKS = 32 };
+enum { LM_PLAN_BLOCKS = 40 };
 
 typedef struct lm__plan_block {
     void *data;
@@ -20,6 +20,19 @@ typedef struct lm__wire {
     int64_t *pairs;            /* [ranks, ranks]: every rank's sends; NULL: way direct */
     int64_t leaving, arriving; /* sums of sends, of receives */
 } lm__wire;
+
+/* What crosses between hosts when a row crosses once (per_host.c). */
+typedef struct lm__per_host {
+    int64_t *sends, *receives; /* [ranks]: rows across */
+    int64_t leaving, arriving; /* sums */
+    int64_t *inside;           /* [2, ranks]: sends and receives inside the host */
+    int64_t inside_out, inside_in;
+    int32_t *across_at; /* [leaving]: the first copy of each row */
+    int32_t *inside_at; /* [inside_out]: a row that came across, or our copy c as -c - 1 */
+    int32_t *to_at;     /* [received]: where each parcel is in what comes inside */
+    int32_t *sum_of;    /* [arriving, slots]: of inside_out, -1 after the last */
+    int slots;
+} lm__per_host;
 
 /* One leg under way, between its start and its finish (exchange.c). */
 typedef struct lm__flight {
@@ -67,7 +80,8 @@ struct lm_plan {
     int32_t
         *arrival_at; /* [received, width]: its arrivals, by slot, -1 after the last; or NULL */
     lm__wire routes; /* once: of weights, each parcel's by slot, parcel after parcel */
-    int32_t *route_at; /* once: [copies of routes]: the route */
+    int32_t *route_at;     /* once: [copies of routes]: the route */
+    lm__per_host per_host; /* once, over two levels */
 
     lm_group *expert; /* NULL: this process alone */
     int way;
@@ -156,6 +170,8 @@ typedef struct lm__load {
     bool rows; /* they count as rows */
     bool back;
     int64_t each;
+    int dtype; /* of rows: dim numbers each */
+    int64_t dim;
 } lm__load;
 
 /* Things on their way. */
@@ -189,5 +205,8 @@ int lm__carry_swap(lm__carry *c, const void *from, const int64_t *sends, void *t
 int lm__carry_room(lm__carry *c, int64_t bytes);
 /* two_level.c */
 int lm__carry_two_level(lm__carry *c);
+/* per_host.c */
+int lm__per_host_new(lm_plan *p);
+int lm__carry_per_host(lm__carry *c);
 
 #endif

@@ -71,7 +71,7 @@ static int swap(lm_plan *p, int leg, int64_t each, const void *from, bool ours_t
         sends[r] = owned_by(p, ours_to_all ? me : r);
         receives[r] = owned_by(p, ours_to_all ? r : me);
     }
-    lm__load load = {leg, false, false, each};
+    lm__load load = {.leg = leg, .each = each};
     int st = lm__wire_swap(p, &load, from, sends, to, receives);
     free(sends);
     return st;

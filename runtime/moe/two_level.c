@@ -10,25 +10,15 @@
  * Blocks of things (source, destination) keep their order throughout, so that what
  * comes out is what a direct exchange gives. Hosts may have different sizes, and
  * their ranks any numbers. */
-#include "runtime/memory.h"
-#include "runtime/moe/plan_impl.h"
+#include "runtime/moe/two_level_impl.h"
 #include "runtime/tensor_impl.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct map {
-    int ranks, me;
-    const int32_t *host;
-    const int64_t *pairs;
-    bool back;
-    int *number; /* of a rank on its host */
-    int *size;   /* of a rank's host */
-} map;
-
-static int map_new(const lm__carry *c, map *m) {
-    int ranks = lm__plan_ranks(c->plan), me = lm_group_rank(c->plan->expert);
-    *m = (map){ranks, me, c->plan->host, c->wire->pairs, c->load.back, NULL, NULL};
+int lm__map_new(const lm_plan *p, const lm__wire *w, bool back, lm__map *m) {
+    int ranks = lm__plan_ranks(p);
+    *m = (lm__map){ranks, lm_group_rank(p->expert), p->host, w->pairs, back, NULL, NULL};
     m->number = calloc(2 * (size_t)ranks, sizeof *m->number);
     if (!m->number) return lm_fail(LM_EOOM, "moe: no memory for an exchange");
     m->size = m->number + ranks;
@@ -42,49 +32,46 @@ static int map_new(const lm__carry *c, map *m) {
 }
 
 /* Things from s to d. */
-static int64_t things(const map *m, int s, int d) {
+static int64_t things(const lm__map *m, int s, int d) {
     return m->back ? m->pairs[(int64_t)d * m->ranks + s] : m->pairs[(int64_t)s * m->ranks + d];
 }
 
-static bool near(const map *m, int a, int b) { return m->host[a] == m->host[b]; }
+bool lm__near(const lm__map *m, int a, int b) { return m->host[a] == m->host[b]; }
 
-/* Whether rank q takes what s has for the other host on which q is. */
-static bool receives_from(const map *m, int q, int s) {
-    return !near(m, s, q) && m->number[s] % m->size[q] == m->number[q];
+bool lm__receives_from(const lm__map *m, int q, int s) {
+    return !lm__near(m, s, q) && m->number[s] % m->size[q] == m->number[q];
 }
 
 /* Whether rank c brings things from s to c's host: its own, or handed to it. */
-static bool brings(const map *m, int c, int s) { return c == s || receives_from(m, c, s); }
+static bool brings(const lm__map *m, int c, int s) {
+    return c == s || lm__receives_from(m, c, s);
+}
 
-/* What moves in each step, to and from every rank. */
-typedef struct step {
-    int64_t *sends, *receives, out, in;
-} step;
-
-static int step_new(int ranks, step *s) {
-    *s = (step){0};
+int lm__step_new(int ranks, lm__step *s) {
+    *s = (lm__step){0};
     s->sends = calloc(2 * (size_t)ranks, sizeof *s->sends);
     s->receives = s->sends ? s->sends + ranks : NULL;
     return s->sends ? LM_OK : lm_fail(LM_EOOM, "moe: no memory for an exchange");
 }
 
-static void add_up(step *s, int ranks) {
+static void add_up(lm__step *s, int ranks) {
     for (int r = 0; r < ranks; r++) s->out += s->sends[r], s->in += s->receives[r];
 }
 
-static void count_across(const map *m, step *a) {
+void lm__count_across(const lm__map *m, lm__step *a) {
     for (int q = 0; q < m->ranks; q++)
         for (int d = 0; d < m->ranks; d++) {
-            if (receives_from(m, q, m->me) && near(m, d, q)) a->sends[q] += things(m, m->me, d);
-            if (receives_from(m, m->me, q) && near(m, d, m->me))
+            if (lm__receives_from(m, q, m->me) && lm__near(m, d, q))
+                a->sends[q] += things(m, m->me, d);
+            if (lm__receives_from(m, m->me, q) && lm__near(m, d, m->me))
                 a->receives[q] += things(m, q, d);
         }
     add_up(a, m->ranks);
 }
 
-static void count_inside(const map *m, step *b) {
+void lm__count_inside(const lm__map *m, lm__step *b) {
     for (int r = 0; r < m->ranks; r++) {
-        if (!near(m, r, m->me)) continue;
+        if (!lm__near(m, r, m->me)) continue;
         for (int s = 0; s < m->ranks; s++) {
             if (brings(m, m->me, s)) b->sends[r] += things(m, s, r);
             if (brings(m, r, s)) b->receives[r] += things(m, s, m->me);
@@ -104,33 +91,30 @@ static void put(cursor *c, const char *block, int64_t count) {
     c->at += count * c->each;
 }
 
-/* For each rank across, in turn: what this one has for the ranks of its host. */
-static void pack_across(const map *m, const char *from, int64_t each, char *out) {
+void lm__pack_across(const lm__map *m, const char *from, int64_t each, char *out) {
     cursor c = {out, each};
     for (int q = 0; q < m->ranks; q++) {
-        if (!receives_from(m, q, m->me)) continue;
+        if (!lm__receives_from(m, q, m->me)) continue;
         const char *block = from;
         for (int d = 0; d < m->ranks; d++) {
             int64_t n = things(m, m->me, d);
-            if (near(m, d, q)) put(&c, block, n);
+            if (lm__near(m, d, q)) put(&c, block, n);
             block += n * each;
         }
     }
 }
 
-/* For each rank of this host, in turn: from each source, in turn, what came across or is ours.
- */
-static void pack_inside(const map *m, const char *from, const char *across, int64_t each,
-                        char *out) {
+void lm__pack_inside(const lm__map *m, const char *from, const char *across, int64_t each,
+                     char *out) {
     cursor c = {out, each};
     const char *mine = from;
     for (int d = 0; d < m->ranks; d++) {
         const char *handed = across;
-        for (int s = 0; s < m->ranks && near(m, d, m->me); s++) {
+        for (int s = 0; s < m->ranks && lm__near(m, d, m->me); s++) {
             if (s == m->me) put(&c, mine, things(m, s, d));
-            if (!receives_from(m, m->me, s)) continue;
+            if (!lm__receives_from(m, m->me, s)) continue;
             for (int e = 0; e < m->ranks; e++) {
-                if (!near(m, e, m->me)) continue;
+                if (!lm__near(m, e, m->me)) continue;
                 if (e == d) put(&c, handed, things(m, s, d));
                 handed += things(m, s, e) * each;
             }
@@ -139,13 +123,12 @@ static void pack_inside(const map *m, const char *from, const char *across, int6
     }
 }
 
-/* From bearer after bearer to source after source. */
-static void unpack(const map *m, const char *in, int64_t each, char *to) {
+void lm__unpack(const lm__map *m, const char *in, int64_t each, char *to) {
     cursor c = {to, each};
     for (int s = 0; s < m->ranks; s++) {
         const char *block = in;
         for (int bearer = 0; bearer < m->ranks; bearer++)
-            for (int source = 0; source < m->ranks && near(m, bearer, m->me); source++) {
+            for (int source = 0; source < m->ranks && lm__near(m, bearer, m->me); source++) {
                 if (!brings(m, bearer, source)) continue;
                 if (source == s) put(&c, block, things(m, s, m->me));
                 block += things(m, source, m->me) * each;
@@ -154,21 +137,21 @@ static void unpack(const map *m, const char *in, int64_t each, char *to) {
 }
 
 static int hand_on(lm__carry *c) {
-    map m = {0};
-    step s = {0};
+    lm__map m = {0};
+    lm__step s = {0};
     const char *across = (const char *)c->room + c->arrived_at;
     lm__carry inside = {.plan = c->plan, .load = c->load};
-    int st = map_new(c, &m);
-    if (st == LM_OK) st = step_new(m.ranks, &s);
+    int st = lm__map_new(c->plan, c->wire, c->load.back, &m);
+    if (st == LM_OK) st = lm__step_new(m.ranks, &s);
     if (st == LM_OK) {
-        count_inside(&m, &s);
+        lm__count_inside(&m, &s);
         st = lm__carry_room(&inside, (s.out + s.in) * c->load.each);
     }
     if (st == LM_OK) {
         char *out = inside.room, *in = out + s.out * c->load.each;
-        pack_inside(&m, c->from, across, c->load.each, out);
+        lm__pack_inside(&m, c->from, across, c->load.each, out);
         st = lm__wire_swap(c->plan, &c->load, out, s.sends, in, s.receives);
-        if (st == LM_OK) unpack(&m, in, c->load.each, c->to);
+        if (st == LM_OK) lm__unpack(&m, in, c->load.each, c->to);
     }
     if (inside.room) lm__memory_free(inside.room, inside.room_bytes, inside.room_purpose);
     free(s.sends);
@@ -177,17 +160,17 @@ static int hand_on(lm__carry *c) {
 }
 
 int lm__carry_two_level(lm__carry *c) {
-    map m = {0};
-    step s = {0};
-    int st = map_new(c, &m);
-    if (st == LM_OK) st = step_new(m.ranks, &s);
+    lm__map m = {0};
+    lm__step s = {0};
+    int st = lm__map_new(c->plan, c->wire, c->load.back, &m);
+    if (st == LM_OK) st = lm__step_new(m.ranks, &s);
     if (st == LM_OK) {
-        count_across(&m, &s);
+        lm__count_across(&m, &s);
         c->arrived_at = s.out * c->load.each;
         st = lm__carry_room(c, (s.out + s.in) * c->load.each);
     }
     if (st == LM_OK) {
-        pack_across(&m, c->from, c->load.each, c->room);
+        lm__pack_across(&m, c->from, c->load.each, c->room);
         st = lm__carry_swap(c, c->room, s.sends, (char *)c->room + c->arrived_at, s.receives);
         c->then = hand_on;
     }

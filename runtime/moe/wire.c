@@ -152,9 +152,11 @@ int lm__carry_start(lm_plan *p, const lm__wire *w, const lm__load *load, const v
     lm__carry *c = calloc(1, sizeof *c);
     if (!c) return lm_fail(LM_EOOM, "moe: no memory for an exchange");
     *c = (lm__carry){.plan = p, .wire = w, .load = *load, .from = from, .to = to};
-    int st = p->way == LM_WAY_TWO_LEVEL ? lm__carry_two_level(c)
-             : p->way == LM_WAY_PADDED  ? carry_padded(c)
-                                        : carry_direct(c);
+    bool per_host = load->rows && p->per_host.across_at;
+    int st = p->way == LM_WAY_PADDED   ? carry_padded(c)
+             : p->way == LM_WAY_DIRECT ? carry_direct(c)
+             : per_host                ? lm__carry_per_host(c)
+                                       : lm__carry_two_level(c);
     if (st == LM_OK) *out = c;
     else carry_free(c);
     return st;

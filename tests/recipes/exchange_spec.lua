@@ -54,4 +54,10 @@ describe('the exchange of eight ranks, 64 experts, top 8', function()
     assert.equal(4 * 2 * 4, by.turning.two_level.host_messages)
     assert.equal(by.random.rows.host_bytes, by.random.two_level.host_bytes)
   end)
+
+  it('takes a token to each host once when both', function()
+    local both = by.random['once, two_level']
+    assert.is_true(both.host_bytes < 0.45 * by.random.once.host_bytes)
+    assert.is_true(both.host_messages < 0.3 * by.random.once.host_messages)
+  end)
 end)

@@ -42,7 +42,8 @@ local function data(t, ctype) return t and ffi.cast(ctype, t:data_ptr()) or nil 
 ---@class lumoe.Exchange
 ---@field once boolean    a token goes to each place once, not once for every expert it has there
 ---@field way string      'direct'; 'padded', as much between any two ranks as between the busiest two (to
----                        compare with); or 'two_level', few messages between hosts
+---                        compare with); or 'two_level', few messages between hosts, and with `once` a token's row to
+---                        each host once
 ---@field hosts integer[]? two_level: the host of each rank of the expert group; by default as they are
 ---@field parts integer   so many parts of the tokens, of which one travels while another is with the experts
 ---@field shadow number?  experts with more than so many times the mean load come to all ranks, as copies for one plan,

@@ -10,6 +10,33 @@ local function matrix(n)
   return m
 end
 
+local function turned(m)
+  local t = matrix(#m)
+  for i = 1, #m do
+    for j = 1, #m do t[i][j] = m[j][i] end
+  end
+  return t
+end
+
+-- Rows from each rank (1..) to each host when a token that goes there goes once.
+local function per_host(b, kept, parts, ranks, o)
+  local rows = {}
+  for s, rank in ipairs(ranks) do
+    rows[s] = {}
+    for _, t in ipairs(parts[rank]) do
+      local been = {}
+      for slot = 0, b.top_k - 1 do
+        local e = b.ids[t][slot]
+        if b.valid[t] and e >= 0 and not kept.dropped[t][slot] and not o.shadow[e] then
+          for d = o.place_of(e) * o.etp + 1, (o.place_of(e) + 1) * o.etp do been[o.hosts[d]] = true end
+        end
+      end
+      for host in pairs(been) do rows[s][host] = (rows[s][host] or 0) + 1 end
+    end
+  end
+  return rows
+end
+
 --- Parcels and routes from each rank of the expert group (from 1) to each. o: etp, once, place_of(e), shadow[e].
 local function demand(b, kept, parts, ranks, o)
   local parcels, routes = matrix(#ranks), matrix(#ranks)
@@ -32,14 +59,6 @@ local function demand(b, kept, parts, ranks, o)
   return parcels, routes
 end
 
-local function turned(m)
-  local t = matrix(#m)
-  for i = 1, #m do
-    for j = 1, #m do t[i][j] = m[j][i] end
-  end
-  return t
-end
-
 -- One after the other, each message from i to j adds to sent[i][j].
 local function direct(m, send)
   for i = 1, #m do
@@ -55,7 +74,11 @@ local function padded(m, send)
   direct(m, function(i, j) send(i, j, most) end)
 end
 
-local function two_level(m, send, host)
+-- crossing[i][h]: what goes from i to host h, if less than all of m; back: all of it goes the other way, and is sent so.
+local function two_level(m, send, host, crossing, back)
+  if back then
+    m, send = turned(m), function(i, j, n) back(j, i, n) end
+  end
   local number, size = {}, {}
   for i = 1, #m do
     size[host[i]] = (size[host[i]] or 0) + 1
@@ -68,7 +91,7 @@ local function two_level(m, send, host)
       for q = 1, #m do
         if host[i] ~= host[j] and host[q] == host[j] and number[i] % size[host[q]] == number[q] then bearer = q end
       end
-      if bearer ~= i then across[i][bearer] = across[i][bearer] + m[i][j] end
+      if bearer ~= i then across[i][bearer] = crossing and (crossing[i][host[j]] or 0) or across[i][bearer] + m[i][j] end
       inside[bearer][j] = inside[bearer][j] + m[i][j]
     end
   end
@@ -101,14 +124,17 @@ end
 function naive.traffic(b, kept, parts, ranks, o, row_bytes)
   local parcels, routes = demand(b, kept, parts, ranks, o)
   local legs = {}
+  local crossing = o.once and o.way == 'two_level' and per_host(b, kept, parts, ranks, o) or nil
   local function add(leg, m, bytes, is_rows, way)
     legs[leg] = legs[leg] or matrix(#ranks)
-    WAY[way or o.way](m, function(i, j, n)
+    local function send(i, j, n)
       if legs[leg][i][j] == 0 then legs[leg][i][j] = { 0, 0, 0 } end
       if i == j or n == 0 then return end
       local sent = legs[leg][i][j]
       sent[1], sent[2], sent[3] = sent[1] + (is_rows and n or 0), sent[2] + n * bytes, sent[3] + 1
-    end, o.hosts)
+    end
+    local back = is_rows and crossing and (leg == 'combine' or leg == 'dispatch_backward') and send or nil
+    WAY[way or o.way](m, send, o.hosts, is_rows and crossing or nil, back)
   end
   local nothing = matrix(#ranks)
   add('plan', o.once and routes or nothing, 4, false, 'direct') -- labels

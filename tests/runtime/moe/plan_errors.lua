@@ -47,6 +47,13 @@ end)
 expect(('plan: etp = %d does not divide the %d ranks of the experts'):format(size + 1, size), function(spec)
   spec.etp = size + 1
 end)
+expect('plan: no way has number 9', function(spec) spec.way = 9 end)
+expect('plan: -1 parts', function(spec) spec.parts = -1 end)
+if size > 1 then
+  expect(('plan: experts over 2 times the mean load cannot be shadowed with etp = %d'):format(size), function(spec)
+    spec.shadow, spec.etp = 2, size
+  end)
+end
 expect('recipe.lua:3: route: attempt to index a nil value', function(spec)
   spec.status, spec.error = C.LM_EARG, 'recipe.lua:3: route: attempt to index a nil value'
 end)
