@@ -3,6 +3,7 @@
 --   ./lumoe -np 4 recipes/check_layouts.lua                       every layout of four ranks
 --   ./lumoe -np 4 recipes/check_layouts.lua --only ep2 --steps 20 --top-k 1 --capacity 0
 --   ./lumoe -np 4 recipes/check_layouts.lua --json layouts.json
+--   ./lumoe -np 4 recipes/check_layouts.lua --same-as layouts.json      to the same bits as then
 --
 -- Ends with 1 when one is off. Your own model: dist.check_layouts, as below.
 local lumoe = require 'lumoe'
@@ -48,7 +49,7 @@ local report = dist.check_layouts {
     batches[step] = batches[step] or lumoe.keep(LanguageModel.batch(opts))
     return batches[step]
   end,
-  layouts = chosen(), steps = opts.steps, seed = opts.seed, share = opts.idle_rank and idle or nil, twice = opts.twice,
+  layouts = chosen(), steps = opts.steps, seed = opts.seed, share = opts.idle_rank and idle or nil,
   each = function(row, report)
     if #report.rows + #report.refused == 1 then say('%s', report.head()) end
     say('%s', report.line(row))
@@ -61,9 +62,22 @@ if lead and opts.json then
   utils.writefile(opts.json, cjson.encode(list))
 end
 
+-- Layouts whose bits are not those of an earlier run.
+local function changed(file)
+  local before, list = {}, {}
+  for _, row in ipairs(cjson.decode(utils.readfile(file))) do before[row.layout] = row.bits end
+  for _, row in ipairs(report.rows) do
+    if before[row.layout] ~= row.bits then list[#list + 1] = row.layout end
+  end
+  return list
+end
+
 local wrong = 0
 for _, row in ipairs(report.rows) do wrong = wrong + (row.ok and 0 or 1) end
 say('%d layouts of %d rank%s: %d the same as one process, %d not; %d not examined', #report.rows, size, size == 1 and '' or 's',
   #report.rows - wrong, wrong, #report.refused)
+local other = opts.same_as and changed(opts.same_as) or {}
+if opts.same_as then say('%d of them to other bits than in %s', #other, opts.same_as) end
+for _, name in ipairs(other) do say('%s: other bits', name) end
 dist.barrier()
-os.exit(report.ok and 0 or 1, true)
+os.exit(report.ok and #other == 0 and 0 or 1, true)

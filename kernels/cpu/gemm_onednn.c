@@ -305,28 +305,25 @@ static int padded(key *k, void **data, int i, int64_t rows, int64_t cols, int64_
     return lm_cpu_copy_strided(p, k->dtype[i], x, k->dtype[i], 2, had, stride + 1, from);
 }
 
-static int with_padded_rows(const key *k, void *const data[3], const void *bias) {
+/* With more rows and a longer sum, of zeros. Both at once: there is one place for each operand,
+ * so what is padded must not be padded again. */
+static int with_padding(const key *k, void *const data[3], const void *bias, int64_t m,
+                        int64_t inner) {
     key q = *k;
     void *d[3] = {data[0], data[1], data[2]};
-    q.m = lm__ceil_div(k->m, LEAST) * LEAST;
-    int st = padded(&q, d, 0, q.m, k->k, k->m, k->k);
-    if (st == LM_KERNEL_OK) st = padded(&q, d, 2, q.m, k->n, k->m, k->n);
+    q.m = m;
+    q.k = inner;
+    int st = padded(&q, d, 0, m, inner, k->m, k->k);
+    if (st == LM_KERNEL_OK && inner > k->k) st = padded(&q, d, 1, inner, k->n, k->k, k->n);
+    if (st == LM_KERNEL_OK && m > k->m) st = padded(&q, d, 2, m, k->n, k->m, k->n);
     if (st == LM_KERNEL_OK) st = product(&q, d, bias);
+    if (st != LM_KERNEL_OK || m == k->m) return st;
     const int64_t shape[2] = {k->m, k->n};
-    if (st == LM_KERNEL_OK)
-        st = lm_cpu_copy_strided(data[2], k->dtype[2], d[2], k->dtype[2], 2, shape,
-                                 k->stride[2] + 1, q.stride[2] + 1);
-    return st;
+    return lm_cpu_copy_strided(data[2], k->dtype[2], d[2], k->dtype[2], 2, shape,
+                               k->stride[2] + 1, q.stride[2] + 1);
 }
 
-static int with_padded_sum(const key *k, void *const data[3], const void *bias) {
-    key q = *k;
-    void *d[3] = {data[0], data[1], data[2]};
-    q.k = lm__ceil_div(k->k, LEAST) * LEAST;
-    int st = padded(&q, d, 0, k->m, q.k, k->m, k->k);
-    if (st == LM_KERNEL_OK) st = padded(&q, d, 1, q.k, k->n, k->k, k->n);
-    return st == LM_KERNEL_OK ? product(&q, d, bias) : st;
-}
+static int64_t up_to_least(int64_t n) { return lm__ceil_div(n, LEAST) * LEAST; }
 
 /* One product that oneDNN takes as it is: by a primitive we have, in pieces, or by a new one.
  */
@@ -337,18 +334,17 @@ static int product(const key *k, void *const data[3], const void *bias) {
     if (k->batch[2] == 1) {
         int adds = k->dtype[2] == LM_F32; /* sums in bf16 would be rounded at each piece */
         if (adds && k->k > 2 * CHUNK) return in_sums(k, data, bias, CHUNK);
-        if (family(k, 1, 0) >= VARIANTS) {
-            if (k->m > CHUNK) return in_rows(k, data, bias, CHUNK);
-            if (k->m > GRAIN && k->m % GRAIN)
-                return in_rows(k, data, bias, k->m / GRAIN * GRAIN);
-            if (k->m % LEAST) return with_padded_rows(k, data, bias);
-        }
-        if (adds && family(k, 2, 0) >= VARIANTS) {
-            if (k->k > CHUNK) return in_sums(k, data, bias, CHUNK);
-            if (k->k > GRAIN && k->k % GRAIN)
-                return in_sums(k, data, bias, k->k / GRAIN * GRAIN);
-            if (k->k % LEAST) return with_padded_sum(k, data, bias);
-        }
+        int rows = family(k, 1, 0) >= VARIANTS;
+        int sums = adds && family(k, 2, 0) >= VARIANTS;
+        if (rows && k->m > CHUNK) return in_rows(k, data, bias, CHUNK);
+        if (rows && k->m > GRAIN && k->m % GRAIN)
+            return in_rows(k, data, bias, k->m / GRAIN * GRAIN);
+        if (sums && k->k > CHUNK) return in_sums(k, data, bias, CHUNK);
+        if (sums && k->k > GRAIN && k->k % GRAIN)
+            return in_sums(k, data, bias, k->k / GRAIN * GRAIN);
+        if ((rows && k->m % LEAST) || (sums && k->k % LEAST))
+            return with_padding(k, data, bias, up_to_least(k->m),
+                                adds ? up_to_least(k->k) : k->k);
         family(k, 1, 1);
         family(k, 2, 1);
         e = find(k); /* counting may have filled its place */

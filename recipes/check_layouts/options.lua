@@ -41,7 +41,7 @@ function options.parse(arguments)
   p:flag('--recompute', 'Activation checkpointing in every layout')
   p:flag('--idle-rank', 'The first rank gets no tokens')
   p:flag('--one-expert', 'Every token goes to expert 0')
-  p:flag('--twice', 'Each layout twice, to the same bits')
+  p:option('--same-as', 'Results of --json of an earlier run: every layout must give its bits'):argname 'FILE'
   p:option('--json', 'Write the results there: a list of { layout, loss_rel, norm_rel, grad_rel, bytes, peak }'):argname 'FILE'
 
   local opts = p:parse(arguments)

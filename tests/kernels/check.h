@@ -86,6 +86,7 @@ TEST(test_elementwise);
 TEST(test_copy);
 TEST(test_reduce);
 TEST(test_gemm);
+TEST(test_gemm_cut);
 TEST(test_grouped);
 TEST(test_softmax);
 TEST(test_norm);

@@ -93,3 +93,28 @@ TEST(test_gemm) {
             run_case(&dw);
         }
 }
+
+/* Rows and sums of many sizes, cut from one large matrix, so that strides say nothing of them.
+ */
+TEST(test_gemm_cut) {
+    enum { LD = 48, N = 8 };
+    lm_matrix a = matrix(LM_F32, 1, LD, LD, 0), b = matrix(LM_F32, 1, LD, N, 0);
+    lm_matrix c = matrix(LM_F32, 1, LD, N, 0);
+    for (int turned = 0; turned < 2; turned++) {
+        if (turned) a.row_stride = 1, a.col_stride = LD;
+        for (int64_t m = 1; m < LD; m += 3)
+            for (int64_t k = 1; k < LD; k += 5) {
+                ok(lm_cpu_gemm(1, m, N, k, 1, &a, &b, 0, &c, NULL, -1));
+                for (int64_t i = 0; i < m; i++)
+                    for (int64_t j = 0; j < N; j++) {
+                        double want = 0, size = 0;
+                        for (int64_t p = 0; p < k; p++) {
+                            double v = at(&a, 0, i, p) * at(&b, 0, p, j);
+                            want += v, size += fabs(v);
+                        }
+                        near(at(&c, 0, i, j), want, 1e-6 * (1 + size));
+                    }
+            }
+    }
+    free(a.data), free(b.data), free(c.data);
+}

@@ -34,6 +34,7 @@ static const struct {
     {"copy", test_copy},
     {"reduce", test_reduce},
     {"gemm", test_gemm},
+    {"gemm_cut", test_gemm_cut},
     {"grouped", test_grouped},
     {"softmax", test_softmax},
     {"norm", test_norm},

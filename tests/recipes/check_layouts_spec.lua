@@ -24,6 +24,25 @@ describe('recipes/check_layouts.lua', function()
     end
   end)
 
+  it('gives the same bits from run to run', function()
+    local file = os.tmpname()
+    finally(function() os.remove(file) end)
+    local options = TINY .. '--steps 1 --noise 1 --only "tp2 edp2 ep2 etp1" '
+    local how = { ranks = 4 }
+    assert.equal(0, (run.shell(run.command('recipes/check_layouts.lua', options .. '--json ' .. file, how))))
+    local code, output = run.shell(run.command('recipes/check_layouts.lua', options .. '--same-as ' .. file, how))
+    assert.equal(0, code)
+    assert.matches('\n0 of them to other bits', output)
+    local rows = cjson.decode(utils.readfile(file))
+    assert.is_true(#rows > 10)
+    rows[1].bits = ('0'):rep(16)
+    utils.writefile(file, cjson.encode(rows))
+    code, output = run.shell(run.command('recipes/check_layouts.lua', TINY .. '--steps 1 --noise 1 --only "'
+      .. rows[1].layout .. '" --same-as ' .. file, how))
+    assert.equal(1, code)
+    assert.matches('1 of them to other bits', output)
+  end)
+
   it('ends with 1 when nothing was examined', function()
     local code, output = run.shell(run.command('recipes/check_layouts.lua', TINY .. '--only nonsense'))
     assert.equal(1, code)

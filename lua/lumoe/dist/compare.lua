@@ -60,20 +60,29 @@ local function each_element(p, f)
   end
 end
 
-local FIELDS = 4 -- of a parameter on a rank: squared difference, elements, two numbers that name them
+-- The bits of a float, hashed into h.
+local float = ffi.new 'union { float value; uint32_t bits; }'
+local function mix(h, value)
+  float.value = value
+  return bit.bxor(h, float.bits) * 0x100000001b3ULL
+end
+
+local FIELDS = 6 -- of a parameter on a rank: squared difference, elements, two numbers that name them, two of their bits
 
 -- This rank's numbers for every parameter.
 local function measure(parameters, reference, out)
   for i, p in ipairs(parameters) do
     local want = reference[p.name]
     if not want then status.argument("check_layouts: the reference has no parameter '%s'", p.name) end
-    local apart, n, sum, squares = 0, 0, 0, 0
+    local apart, n, sum, squares, bits = 0, 0, 0, 0, 0ULL
     each_element(p, function(value, at)
       local d = value - want.values[at]
       apart, n, sum, squares = apart + d * d, n + 1, sum + at, squares + at * at
+      bits = mix(bits, value)
     end)
     local own = out + (i - 1) * FIELDS
     own[0], own[1], own[2], own[3] = apart, n, sum, squares
+    own[4], own[5] = tonumber(bit.rshift(bits, 32)), tonumber(bit.band(bits, 0xffffffffULL))
   end
 end
 
@@ -83,20 +92,21 @@ local function together(all, ranks, stride, at)
   local seen, apart, elements, alike = {}, 0, 0, true
   for r = 0, ranks - 1 do
     local one = all + r * stride + at
-    local key = ('%.0f %.0f %.0f'):format(one[1], one[2], one[3])
+    local key, bits = ('%.0f %.0f %.0f'):format(one[1], one[2], one[3]), ('%.0f %.0f'):format(one[4], one[5])
     local before = seen[key]
     if not before then elements = elements + one[1] end
-    alike = alike and (not before or before == one[0])
-    seen[key] = before and math.max(before, one[0]) or one[0]
+    alike = alike and (not before or before.bits == bits)
+    seen[key] = { squares = math.max(before and before.squares or 0, one[0]), bits = bits }
   end
-  for _, squares in pairs(seen) do apart = apart + squares end
+  for _, holder in pairs(seen) do apart = apart + holder.squares end
   return apart, elements, alike
 end
 
 ---@class lumoe.GradientDifference
 ---@field rel number     max over the parameters of ‖Δg‖ / max(‖g of the parameter‖, 1e-3 ‖g‖)
 ---@field parameter string?  where it is
----@field fault string?  elements that nobody holds, or that their holders have not alike
+---@field fault string?  elements that nobody holds
+---@field uneven string?  a parameter whose holders have other bits, by rounding: each is compared
 
 --- Collective over `group`, all ranks of the model's mesh.
 ---@return lumoe.GradientDifference
@@ -114,22 +124,24 @@ function compare.gradients(model, reference, norm, group)
     if compare.exceeds(rel, worst.rel) then worst.rel, worst.parameter = rel, p.name end
     if elements ~= want.count then
       worst.fault = ('%s: %d of %d elements are held'):format(p.name, elements, want.count)
-    elseif not alike then
-      worst.fault = worst.fault or ('%s: its holders differ'):format(p.name)
     end
+    if not alike then worst.uneven = worst.uneven or p.name end
   end
   return worst
 end
 
---- A number that changes with any bit of the gradients this rank holds.
-function compare.fingerprint(model)
-  local h = 0ULL
+--- 16 hex digits that change with any bit of the gradients, whichever rank holds it, and of these numbers.
+-- Collective over `group`.
+function compare.fingerprint(model, numbers, group)
+  local h = group.rank + 0ULL
   for _, p in ipairs(model:named_parameters()) do
     local array, count = held(p)
-    local words = ffi.cast('const uint32_t *', array)
-    for i = 0, count - 1 do h = bit.bxor(h, words[i]) * 0x100000001b3ULL end
+    for i = 0, count - 1 do h = mix(h, array[i]) end
   end
-  return bit.tohex(h)
+  for _, x in ipairs(numbers) do h = mix(h, x) end
+  local total = ffi.new('int64_t[1]', ffi.cast('int64_t', h))
+  status.check(C.lm_all_reduce(group.pointer, total, 1, C.LM_I64, C.LM_REDUCE_SUM))
+  return bit.tohex(total[0])
 end
 
 return compare

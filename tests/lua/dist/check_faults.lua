@@ -67,7 +67,8 @@ assert(row.loss_rel <= 1e-6 and row.norm_rel <= 1e-6 and row.grad_rel <= 1e-6 an
 
 finds('scale', 'the loss is off', 'the norm is off', 'the gradient of')
 finds('rows', 'the loss is off')
-finds('unsummed', 'first%.bias', 'its holders differ')
+finds('unsummed', 'the gradient of first%.bias')
+assert(select(2, check 'unsummed').uneven == 'first.bias')
 finds('missing', 'extra%.weight: 4 of 8 elements are held')
 finds('route', '6 routes differ, by scores up to')
 

@@ -38,7 +38,6 @@ local PARTS = {
   one_expert_dropless = { opts = { top_k = 1, noise = 0, capacity = 0 }, one_expert = true, share = idle },
   accumulation = { extras = { { micro_batches = 2 }, { micro_batches = 3, recompute = true } }, bare = false },
   twenty_steps = { steps = 20 },
-  twice = { extras = 'all', twice = true },
 }
 
 local part = assert(PARTS[arg[1]])
@@ -62,7 +61,7 @@ local report = dist.check_layouts {
     batches[step] = batches[step] or lumoe.keep(LanguageModel.batch(opts))
     return batches[step]
   end,
-  layouts = layouts, steps = part.steps, share = part.share, twice = part.twice,
+  layouts = layouts, steps = part.steps, share = part.share,
 }
 
 
