@@ -13,6 +13,7 @@ local options = require 'recipes.max_model.options'
 local search = require 'recipes.max_model.search'
 local trial = require 'recipes.max_model.trial'
 local file = require 'pl.file'
+local tablex = require 'pl.tablex'
 
 local opts = options.parse(arg)
 local ranks, lead = lumoe.dist.world_size(), lumoe.dist.rank() == 0
@@ -31,37 +32,45 @@ local function predict(layout)
   return experts, plan and plan.parameters.total
 end
 
--- The largest model of a mode: { mode, experts, params, predicted, peak, whole }.
+local found = {} -- by layout: two modes may come to the same on so few ranks
+
+-- The largest model of a mode: { mode, experts, params, predicted, peak, capped }; or { mode, why }.
 local function largest(mode)
   local layout, why = modes.layout(mode, ranks, opts.offload_dir)
   if not layout then return { mode = mode, why = why } end
-  local guess, predicted = predict(layout)
-  local experts, peak, beyond = search.largest(function(n)
-    local bytes = trial.peak(opts, layout, n)
-    if lead then io.stderr:write(('%s: %d experts a layer take %.1f MiB\n'):format(mode, n, bytes / 2 ^ 20)) end
-    return bytes
-  end, opts.limit, math.max(1, guess), opts.most)
-  if not experts then return { mode = mode, why = 'not even one expert a layer fits' } end
-  trial.within(opts, layout, experts) -- again, under the limit itself
-  return { mode = mode, experts = experts, params = trial.size(opts, experts), predicted = predicted, peak = peak,
-    capped = not beyond or nil }
+  local key = tostring(lumoe.dist.mesh(layout))
+  if not found[key] then
+    local guess, predicted = predict(layout)
+    local experts, peak, beyond = search.largest(function(n)
+      local bytes = trial.peak(opts, layout, n)
+      if lead then io.stderr:write(('%s: %d experts a layer take %.1f MiB\n'):format(mode, n, bytes / 2 ^ 20)) end
+      return bytes
+    end, opts.limit, math.max(1, guess), opts.most)
+    found[key] = { experts = experts, peak = peak, predicted = predicted, capped = not beyond or nil }
+    if experts then trial.within(opts, layout, experts) end -- again, under the limit itself
+  end
+  local r = tablex.copy(found[key])
+  r.mode, r.params = mode, r.experts and trial.size(opts, r.experts)
+  r.why = not r.experts and 'not even one expert a layer fits' or nil
+  return r
 end
 
 say('largest model in %.4g MiB a rank, %d rank%s: %d layers, width %d, experts of %d, %d × %d tokens a rank', opts.limit / 2 ^ 20,
   ranks, ranks > 1 and 's' or '', opts.layers, opts.dim, opts.hidden, opts.sequences, opts.tokens)
-say('bf16 parameters and activations; f32 gradients, moments and masters')
+say('bf16 parameters and activations; f32 gradients, moments and masters; ratio: to the parameters of %s', modes.BASE)
 say('%-22s %8s %14s %14s %7s %9s', 'mode', 'experts', 'parameters', 'predicted', 'ratio', 'peak MiB')
 
-local results, base = {}, nil
-for _, mode in ipairs(opts.modes or modes.names()) do
+local wanted = opts.modes or modes.names()
+local base = tablex.find(wanted, modes.BASE) and largest(modes.BASE).params
+local results = {}
+for i, mode in ipairs(wanted) do
   local r = largest(mode)
-  if mode == modes.BASE then base = r.params end
   if r.why then say('%-22s %s', mode, r.why)
   else
     r.ratio = base and r.params / base
     say('%-22s %8d %14.0f %14.0f %7s %9.1f%s', mode, r.experts, r.params, r.predicted or 0 / 0,
       r.ratio and ('%.2f'):format(r.ratio) or '-', r.peak / 2 ^ 20, r.capped and '  (--most)' or '')
   end
-  results[#results + 1] = r
+  results[i] = r
 end
 if lead and opts.json then assert(file.write(opts.json, json.encode(results) .. '\n')) end

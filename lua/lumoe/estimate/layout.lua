@@ -50,6 +50,10 @@ function layout.new(opts)
   end
   self.dp = divides(self.tp, 'tp', self.ranks)
   self.edp = divides(self.ep * self.etp, 'ep · etp', self.ranks)
+  -- A lone replica has nobody to divide with; what leaves memory leaves by the way of ZeRO (dist/offload.lua).
+  local least = self.offload == 'parameters' and 3 or self.offload and 2 or 0
+  local function stage(asked, replicas) return math.max(replicas > 1 and asked or 0, least) end
+  self.stage = { dense = stage(self.zero.dense, self.dp), expert = stage(self.zero.expert, self.edp) }
   -- Each group: its size, and the distance in ranks between one member and the next.
   self.groups = {
     data = { size = self.dp, stride = self.tp }, tensor = { size = self.tp, stride = 1 },
