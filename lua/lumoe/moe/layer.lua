@@ -10,6 +10,7 @@ local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local batch = require 'lumoe.moe.batch'
 local dist = require 'lumoe.dist'
+local exchange = require 'lumoe.moe.exchange'
 local module = require 'lumoe.nn.module'
 local plan = require 'lumoe.moe.plan'
 local random = require 'lumoe.random'
@@ -95,7 +96,7 @@ end
 --   owner      place (rank of the expert group, from 0; with etp, every etp of them) of each expert;
 --              by default even blocks
 --   exchange   how rows travel between ranks: 'rows' (default), 'once', 'padded', 'two_level', or a table:
---              { once = true, way = 'two_level', parts = 4, shadow = 2 } (moe/plan.lua)
+--              { once = true, way = 'two_level', parts = 4, shadow = 2 } (moe/exchange.lua)
 function Layer:init(opts)
   tensor.options(opts, OPTIONS, 'moe.Layer')
   for _, name in ipairs { 'dim', 'experts', 'router' } do
@@ -107,7 +108,7 @@ function Layer:init(opts)
   if normalize == nil then normalize = opts.router.normalize end
   if normalize == nil then normalize = 'chosen' end
   self.normalize = check_normalize(normalize)
-  self.exchange = plan.exchange(opts.exchange, 'moe.Layer')
+  self.exchange = exchange(opts.exchange, 'moe.Layer')
 
   local count = opts.experts.count
   self._mesh, self.recompute = opts.mesh or dist.mesh {}, opts.recompute == true

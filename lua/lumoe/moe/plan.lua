@@ -4,6 +4,7 @@
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local dist = require 'lumoe.dist.counters'
+local exchanges = require 'lumoe.moe.exchange'
 local handle = require 'lumoe.handle'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
@@ -14,7 +15,6 @@ local SELECT = { random = C.LM_SELECT_RANDOM, position = C.LM_SELECT_POSITION,
   probability = C.LM_SELECT_PROBABILITY, priority = C.LM_SELECT_PRIORITY }
 local NORMALIZE = { [false] = C.LM_NORMALIZE_NONE, chosen = C.LM_NORMALIZE_CHOSEN, kept = C.LM_NORMALIZE_KEPT }
 local DTYPE = { i32 = C.LM_I32, i64 = C.LM_I64 }
-local WAY = { direct = C.LM_WAY_DIRECT, padded = C.LM_WAY_PADDED, two_level = C.LM_WAY_TWO_LEVEL }
 local LEGS = { 'plan', 'dispatch', 'combine', 'dispatch_backward', 'combine_backward', 'shadow',
   'shadow_backward' } -- in C's order
 
@@ -37,47 +37,6 @@ local spec = ffi.new 'lm_plan_spec'
 -- The address of a contiguous tensor's elements; tensors stay alive in the caller's frame.
 local function data(t, ctype) return t and ffi.cast(ctype, t:data_ptr()) or nil end
 
--- ---- how rows travel ------------------------------------------------------------------------
-
----@class lumoe.Exchange
----@field once boolean    a token goes to each place once, not once for every expert it has there
----@field way string      'direct'; 'padded', as much between any two ranks as between the busiest two (to
----                        compare with); or 'two_level', few messages between hosts, and with `once` a token's row to
----                        each host once
----@field hosts integer[]? two_level: the host of each rank of the expert group; by default as they are
----@field parts integer   so many parts of the tokens, of which one travels while another is with the experts
----@field shadow number?  experts with more than so many times the mean load come to all ranks, as copies for one plan,
----                        and their tokens stay where they are (He et al. 2022); with parts, for each of them. Not with etp
-
-local SHORT = { rows = {}, once = { once = true }, padded = { way = 'padded' }, two_level = { way = 'two_level' } }
-local OPTIONS = { once = true, way = true, hosts = true, parts = true, shadow = true }
-
---- An exchange from its short name ('rows', 'once', 'padded', 'two_level'), a table or nil.
----@return lumoe.Exchange
-function plan.exchange(given, who)
-  if given == nil then given = 'rows' end
-  if type(given) == 'string' then
-    if not SHORT[given] then
-      status.argument("%s: no exchange '%s'; there are once, padded, rows, two_level", who, given)
-    end
-    given = SHORT[given]
-  end
-  tensor.options(given, OPTIONS, who .. ': exchange')
-  local way = given.way or 'direct'
-  if not WAY[way] then
-    status.argument("%s: exchange.way must be 'direct', 'padded' or 'two_level', not %s", who, tostring(way))
-  end
-  local parts = given.parts or 1
-  if type(parts) ~= 'number' or parts < 1 or parts % 1 ~= 0 then
-    status.argument('%s: exchange.parts must be a whole number from 1, not %s', who, tostring(parts))
-  end
-  local shadow = given.shadow
-  if shadow ~= nil and (type(shadow) ~= 'number' or shadow <= 0 or shadow ~= shadow) then
-    status.argument('%s: exchange.shadow must be a number above 0, not %s', who, tostring(shadow))
-  end
-  return { once = given.once == true, way = way, hosts = given.hosts, parts = parts, shadow = shadow }
-end
-
 -- ---- making one ----------------------------------------------------------------------------
 
 --- Collective over mesh.tokens. Takes what it is given as it is: layer.lua prepares it.
@@ -99,14 +58,14 @@ function plan.new(o)
   spec.select = SELECT[o.select or 'random']
   spec.capacity_factor = o.capacity_factor or -1
   spec.owner, spec.etp = o.owner, o.mesh.etp
-  local exchange, hosts = o.exchange or plan.exchange(nil, 'plan'), nil
+  local exchange, hosts = exchanges(o.exchange, 'exchange'), nil
   if exchange.way == 'two_level' and exchange.hosts then
     if #exchange.hosts ~= o.mesh.expert.size then
       status.argument('exchange.hosts names %d, but %d ranks hold the experts', #exchange.hosts, o.mesh.expert.size)
     end
     hosts = ffi.new('int32_t[?]', o.mesh.expert.size, exchange.hosts)
   end
-  spec.once, spec.way, spec.hosts = exchange.once and 1 or 0, WAY[exchange.way], hosts
+  spec.once, spec.way, spec.hosts = exchange.once and 1 or 0, exchange.code, hosts
   spec.parts, spec.shadow = exchange.parts, exchange.shadow or 0
   spec.seed, spec.stream = o.seed or 0, o.stream or 0
   check(C.lm_plan_new(spec, o.mesh.tokens.pointer, o.mesh.expert.pointer, plan_out))

@@ -93,6 +93,9 @@ local function write(name, value)
 end
 
 for step = 1, STEPS do
+  if step == STEPS then -- how rows travel may change between steps
+    for i = 1, 2 do model[i].exchange = model[i].exchange.once and 'rows' or 'once' end
+  end
   local x, tags = global_batch(step)
   local rows = mine()
   local own = {}
@@ -108,7 +111,7 @@ for step = 1, STEPS do
   write('norm ' .. step, dist.grad_norm(model))
   for i = 1, 2 do
     write(('capacity %d %d'):format(step, i), model[i].last_plan.capacity or -1)
-    assert(type(exchange) ~= 'table' or not exchange.shadow or #model[i].last_plan:shadows() > 0)
+    assert(type(exchange) ~= 'table' or not exchange.shadow or step == STEPS or #model[i].last_plan:shadows() > 0)
     write(('dropped %d %d'):format(step, i), model[i].last_plan:dropped())
     write(('kept %d %d'):format(step, i), model[i].last_plan:kept())
   end

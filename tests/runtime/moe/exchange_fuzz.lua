@@ -2,6 +2,7 @@
 -- backward, against naive_exchange.lua. Every rank makes the same global batch, and takes its part.
 local ffi = require 'ffi'
 local lumoe = require 'lumoe'
+local exchanges = require 'lumoe.moe.exchange'
 local plan = require 'lumoe.moe.plan'
 local batches = dofile 'tests/runtime/moe/some_batch.lua'
 local naive_plan = dofile 'tests/runtime/moe/naive_plan.lua'
@@ -63,7 +64,7 @@ local function make_plan(b, mine, mesh, owner)
     valid = tensor(n, 1, function(i) return b.valid[mine[i]] and 1 or 0 end, { dtype = 'u8' }),
     scores = tensor(n, b.experts, function(i, e) return b.scores[mine[i]][e] end),
     token_ids = ids, priorities = priorities, capacity_factor = b.factor, seed = b.seed, stream = b.stream,
-    exchange = plan.exchange(mesh.exchange, 'fuzz'), owner = owner and ffi.new('int32_t[?]', b.experts, owner),
+    exchange = exchanges(mesh.exchange, 'fuzz'), owner = owner and ffi.new('int32_t[?]', b.experts, owner),
   }
 end
 

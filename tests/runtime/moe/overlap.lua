@@ -1,6 +1,7 @@
 -- Run by exchange_spec.lua over 2 ranks: with a plan in parts, rows of one part are under way while another is with the
 -- experts, forward and backward; and an error there leaves nothing behind.
 local lumoe = require 'lumoe'
+local exchange = require 'lumoe.moe.exchange'
 local plan = require 'lumoe.moe.plan'
 local dist = lumoe.dist
 
@@ -12,7 +13,7 @@ local function make()
   for t = 1, T do ids[t], tokens[t] = { t % 2 }, T * dist.rank() + t end -- every second row goes to the other rank
   return plan.new { router = 'overlap', tokens = T, top_k = 1, experts = 2, mesh = mesh,
     expert_ids = lumoe.tensor(ids, { dtype = 'i32' }), token_ids = lumoe.tensor(tokens, { dtype = 'i64' }),
-    exchange = plan.exchange({ parts = PARTS }, 'overlap') }
+    exchange = exchange({ parts = PARTS }, 'overlap') }
 end
 
 -- Rows that a leg has sent to the other rank so far.
