@@ -19,7 +19,7 @@ local BYTES_OFF = 0.001 -- share by which bytes sent may be off
 local MODEL = { dim = 64, heads = 4, hidden = 256, vocab = 1000, encoder_layers = 4, decoder_layers = 2, experts = 8,
   top_k = 2, capacity = 0, dropout = 0.1, balance = 0.01 }
 local LENGTHS = { source = 48, target = 40 }
-local ROWS = 8 -- sequences of a rank
+local ROWS = 8 -- sequences of a rank and micro-batch
 
 -- ---- a real step ---------------------------------------------------------------------------
 
@@ -61,12 +61,15 @@ end
 local function step(model, optimizer, layout, number)
   local dp = dist.world_size() / (layout.tp or 1)
   local part = math.floor(dist.rank() / (layout.tp or 1))
+  local micro_batches = layout.micro_batches or 1
   random.step(number)
-  lumoe.scope(function()
-    local nll, encoder, decoder = model:loss(batch(ROWS, part * ROWS))
-    local loss = nll / (dp * ROWS * LENGTHS.target) + encoder:float() + decoder:float()
-    loss:backward { last = true }
-  end)
+  for micro = 1, micro_batches do
+    lumoe.scope(function()
+      local nll, encoder, decoder = model:loss(batch(ROWS, part * ROWS))
+      local loss = nll / (dp * ROWS * LENGTHS.target) + encoder:float() + decoder:float()
+      loss:backward { last = micro == micro_batches }
+    end)
+  end
   dist.reduce_gradients(model)
   optimizer:step { grad_scale = optim.clip_scale(dist.grad_norm(model), 1) }
   optimizer:zero_grad()
@@ -115,7 +118,8 @@ local function planned(layout)
   local ranks = dist.world_size()
   return lumoe.estimate { model = MODEL, precision = layout.precision, recompute = layout.recompute,
     mesh = { ranks = ranks, tp = layout.tp, ep = layout.ep, etp = layout.etp, zero = layout.zero, offload = layout.offload },
-    batch = { sequences = ROWS * ranks / (layout.tp or 1), source = LENGTHS.source, target = LENGTHS.target } }
+    batch = { sequences = (layout.micro_batches or 1) * ROWS * ranks / (layout.tp or 1), source = LENGTHS.source,
+      target = LENGTHS.target, micro_batches = layout.micro_batches } }
 end
 
 -- Lines { what, planned, counted, off, wrong }.
@@ -157,6 +161,9 @@ local function layouts(only)
   for stage = 1, ranks > 1 and 3 or 0 do
     add(('ZeRO-%d, bf16'):format(stage), { zero = { dense = stage, expert = stage }, precision = 'bf16' })
   end
+  add('2 micro-batches', { ep = ranks, micro_batches = 2 })
+  if ranks > 1 then add('ZeRO-2, 2 micro-batches', { zero = { dense = 2, expert = 2 }, micro_batches = 2 }) end
+  add('offload parameters, 2 micro-batches', { offload = 'parameters', micro_batches = 2 })
   add('offload optimizer, bf16', { offload = 'optimizer', precision = 'bf16' })
   add('offload parameters, bf16', { offload = 'parameters', precision = 'bf16' })
   if ranks % 2 == 0 then

@@ -18,11 +18,14 @@ local function bytes_of(p, mesh)
   }
 end
 
+local ADDED = 2 ^ 18 -- elements of a gradient in the tier that are added to at a time (runtime/tier/offload.c)
+
 --- What stays `here`, what is `away` in the tier; and what is here for as long as their unit needs it: whole parameters
--- (`gathered`), gradients that are yet to be divided, what is read `ahead`.
+-- (`gathered`), gradients that are yet to be divided, what is read `ahead`;
+-- and, where several backwards add up in the tier, what is `adding`.
 function footprint.of(parameters, mesh)
   local f = { here = { parameters = 0, gradients = 0, optimizer = 0 }, away = { parameters = 0, gradients = 0, optimizer = 0 },
-    gathered = 0, undivided = 0, ahead = 0 }
+    gathered = 0, undivided = 0, ahead = 0, adding = 0 }
   for _, p in ipairs(parameters) do
     for what, n in pairs(bytes_of(p, mesh)) do
       local where = sharding.is_away(mesh, what) and f.away or f.here
@@ -30,8 +33,10 @@ function footprint.of(parameters, mesh)
     end
     local stage = sharding.stage(p, mesh)
     if stage >= 3 then f.gathered = f.gathered + block(p.bytes * p.here) end
+    f.adding = math.max(f.adding, block(4 * math.min(ADDED, sharding.share(p, mesh, 'gradients'))))
     if stage >= 2 then f.undivided = f.undivided + block(4 * p.here) end
   end
+  if not sharding.is_away(mesh, 'gradients') then f.adding = 0 end
   if sharding.is_away(mesh, 'parameters') then f.ahead = f.away.parameters end
   return f
 end

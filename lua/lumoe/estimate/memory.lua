@@ -95,10 +95,12 @@ function Walk:done(parameters, f, others, model, activations)
   if #parameters == 0 then return end
   local buckets, alone = footprint.travelling(parameters, self.mesh)
   local beside = model + self.arguments
-  self:at { parameters = others + f.gathered, gradients = self.gradients + math.max(f.undivided, f.here.gradients) + beside,
+  local come = self.once and math.max(f.undivided, f.here.gradients) or f.undivided
+  self:at { parameters = others + f.gathered, gradients = self.gradients + come + beside,
     activations = activations, exchange = self.exchange }
   if self.once then self.gradients = self.gradients + f.here.gradients end
   local moving, bound = self.under_way(buckets, f.gathered > 0)
+  if not self.once then alone = alone + f.adding end
   self:at { parameters = others + f.gathered, gradients = self.gradients + alone + beside, activations = activations,
     exchange = self.exchange + moving }
   self.in_flight = math.max(self.in_flight, bound)
