@@ -52,7 +52,8 @@ describe('dist.mesh', function()
   end)
 
   it('gives every rank its groups, and each element of a gradient one holder that counts it', function()
-    local pipe = io.popen(('mpirun -np 6 --oversubscribe --allow-run-as-root %s tests/lua/dist/mesh.lua 2>&1'):format(program))
+    local launcher = 'LUMOE_DEBUG=collectives mpirun -np 6 --oversubscribe --allow-run-as-root'
+    local pipe = io.popen(('%s %s tests/lua/dist/mesh.lua 2>&1'):format(launcher, program))
     assert.equal('all well\n', pipe:read '*a')
     pipe:close()
   end)

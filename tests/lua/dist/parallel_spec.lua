@@ -4,7 +4,8 @@ local dist = lumoe.dist
 
 describe('collectives that gradients flow through', function()
   it('are right forth and back on three ranks', function()
-    local pipe = io.popen(('mpirun -np 3 --oversubscribe --allow-run-as-root %s tests/lua/dist/parallel.lua 2>&1'):format(program))
+    local launcher = 'LUMOE_DEBUG=collectives mpirun -np 3 --oversubscribe --allow-run-as-root'
+    local pipe = io.popen(('%s %s tests/lua/dist/parallel.lua 2>&1'):format(launcher, program))
     assert.equal('all well\n', pipe:read '*a')
     pipe:close()
   end)

@@ -7,8 +7,9 @@ local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
 function results.run(ranks, ...)
   local words = { ... }
   for i, word in ipairs(words) do words[i] = ("'%s'"):format(word) end
-  local pipe = assert(io.popen(('mpirun -np %d --oversubscribe --allow-run-as-root %s tests/lua/dist/zero.lua %s 2>&1; echo "exit $?"')
-    :format(ranks, lumoe, table.concat(words, ' '))))
+  local launcher = ('LUMOE_DEBUG=collectives mpirun -np %d --oversubscribe --allow-run-as-root'):format(ranks)
+  local command = ('%s %s tests/lua/dist/zero.lua %s 2>&1'):format(launcher, lumoe, table.concat(words, ' '))
+  local pipe = assert(io.popen(command .. '; echo "exit $?"'))
   local output = pipe:read '*a'
   pipe:close()
   return output
