@@ -45,11 +45,14 @@ describe('training in recipes/translate.lua', function()
     assert.near(0.003 * (0.02 + 0.98 * math.sqrt(10 / 50)), last.lr, 1e-9)
   end)
 
-  for _, layout in ipairs { { 2, 1, 1, 1 }, { 2, 2, 1, 1 }, { 4, 2, 1, 1 }, { 4, 4, 1, 1 }, { 2, 1, 1, 2 }, { 4, 2, 2, 2 } } do
-    local ranks, ep, etp, tp = unpack(layout)
-    it(('is the same run on %d ranks with the experts over %d, etp %d, tp %d'):format(ranks, ep, etp, tp), function()
-      local out = table.concat(layout, '-')
-      run.same(baseline, run.trained(root, out, { steps = 50, ep = ep, etp = etp, tp = tp }, { ranks = ranks }), 1e-4)
+  for _, layout in ipairs { { 2, 1, 1, 1 }, { 2, 2, 1, 1, 'once' }, { 4, 2, 1, 1 }, { 4, 4, 1, 1, 'two_level' }, { 2, 1, 1, 2 },
+    { 4, 2, 2, 2 } } do
+    local ranks, ep, etp, tp, exchange = unpack(layout)
+    exchange = exchange or 'rows'
+    it(('is the same run on %d ranks with the experts over %d, etp %d, tp %d, exchange %s'):format(ranks, ep, etp, tp,
+      exchange), function()
+      local options = { steps = 50, ep = ep, etp = etp, tp = tp, exchange = exchange }
+      run.same(baseline, run.trained(root, table.concat(layout, '-'), options, { ranks = ranks }), 1e-4)
     end)
   end
 
