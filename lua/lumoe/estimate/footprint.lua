@@ -31,7 +31,7 @@ function footprint.of(parameters, mesh)
       local where = sharding.is_away(mesh, what) and f.away or f.here
       where[what] = where[what] + n
     end
-    local stage = sharding.stage(p, mesh)
+    local stage = mesh.stage[p.group]
     if stage >= 3 then f.gathered = f.gathered + block(p.bytes * p.here) end
     f.adding = math.max(f.adding, block(4 * math.min(ADDED, sharding.share(p, mesh, 'gradients'))))
     if stage >= 2 then f.undivided = f.undivided + block(4 * p.here) end

@@ -9,16 +9,9 @@ sharding.IN_FLIGHT = 4 * BUCKET -- bytes of them that may be on their way at onc
 
 local STAGE = { optimizer = 1, gradients = 2, parameters = 3 } -- from which a rank keeps its chunk alone
 
---- The stage at which a parameter is under its unit: what is divided is never alone, and what leaves memory for a tier
--- leaves by the way of ZeRO (dist/offload.lua).
-function sharding.stage(p, mesh)
-  local least = mesh.offload == 'parameters' and STAGE.parameters or mesh.offload and STAGE.gradients or 0
-  return math.max(p.replicas > 1 and mesh.zero[p.group] or 0, least)
-end
-
 --- Elements of a parameter that this rank keeps of `what`.
 function sharding.share(p, mesh, what)
-  return sharding.stage(p, mesh) >= STAGE[what] and math.ceil(p.here / p.replicas) or p.here
+  return mesh.stage[p.group] >= STAGE[what] and math.ceil(p.here / p.replicas) or p.here
 end
 
 --- Whether `what` is in the second tier.
@@ -34,7 +27,7 @@ function sharding.units(u)
   return experts, dense
 end
 
-local function is_divided(p, mesh) return sharding.stage(p, mesh) >= STAGE.gradients end
+local function is_divided(p, mesh) return mesh.stage[p.group] >= STAGE.gradients end
 
 local function fits(b, p, mesh)
   return b.ranks > 1 and b.group == p.wire and b.divided == is_divided(p, mesh) and b.bytes + 4 * p.here <= BUCKET

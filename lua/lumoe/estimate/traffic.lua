@@ -29,7 +29,7 @@ end
 -- unit is gathered in one micro-batch, forward and backward.
 local function parameters_of(list, mesh, gathers, send)
   for _, p in ipairs(list) do
-    local stage, ranks = sharding.stage(p, mesh), p.replicas
+    local stage, ranks = mesh.stage[p.group], p.replicas
     if ranks > 1 and stage > 0 then
       local bytes, messages = wires.all_gather(math.ceil(p.here / ranks) * p.bytes, ranks)
       local times = stage == 3 and gathers or 1
