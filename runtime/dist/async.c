@@ -29,11 +29,16 @@ static volatile int interrupted;
 
 /* ---- one collective ---- */
 
+static void free_scratch(lm_async *a) {
+    if (a->scratch) lm__memory_free(a->scratch, a->scratch_bytes, a->scratch_purpose);
+    a->scratch = NULL;
+}
+
 static void async_free(lm_async *a) {
     lm_async **at = &in_flight;
     while (*at && *at != a) at = &(*at)->next;
     if (*at) *at = a->next;
-    if (a->scratch) lm__memory_free(a->scratch, a->scratch_bytes, a->scratch_purpose);
+    free_scratch(a);
     lm_group_release(a->group);
     free(a->comparison);
     free(a->record);
@@ -44,6 +49,7 @@ static void async_free(lm_async *a) {
 static void fail(lm_async *a, int code, const char *why) {
     if (a->flight && !lm__transport_of_job()->drop(a->flight))
         a->scratch = NULL, a->comparison = NULL; /* MPI still writes there: better lost */
+    free_scratch(a);
     a->flight = NULL;
     a->then = NULL;
     a->done = true;

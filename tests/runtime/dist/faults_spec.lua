@@ -136,6 +136,24 @@ describe('a job', function()
 end)
 
 describe('after an interrupt', function()
+  it('that reaches ranks wherever they are, they go on together', function()
+    local log = os.tmpname()
+    local output = shell(([[
+      mpirun -np 3 --oversubscribe --allow-run-as-root %s tests/runtime/dist/interrupted.lua >%s 2>&1 &
+      job=$!
+      for round in 1 2 3; do
+        until grep -q "running.$round" %s || ! kill -0 $job; do sleep 0.1; done
+        sleep 0.3
+        kill -USR1 $job
+      done
+      wait $job
+      echo "exit $?"
+      cat %s]]):format(lumoe, log, log, log))
+    os.remove(log)
+    assert.matches('^exit 0\n', output)
+    assert.matches('all well\n$', output)
+  end)
+
   for _, n in ipairs { 1, 2, 4 } do
     it('groups work again once all have recovered, on ' .. n .. ' ranks', function()
       local output = shell(('mpirun -np %d --oversubscribe --allow-run-as-root %s tests/runtime/dist/recover.lua 2>&1; echo "exit $?"')
