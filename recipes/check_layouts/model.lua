@@ -13,6 +13,7 @@ end
 -- Two levels are tried as if every two ranks were a host.
 local function exchange(name, mesh)
   if name == 'parts' then return { once = true, parts = 3 } end
+  if name == 'shadow' then return { shadow = mesh.etp == 1 and 1.2 or nil } end -- not of slices
   if name ~= 'two_level' then return name end
   local hosts = {}
   for r = 0, mesh.expert.size - 1 do hosts[r + 1] = math.floor(r / 2) end

@@ -27,7 +27,7 @@ local function layout()
   for key, value in pairs(one_of(dist.layouts.meshes(size))) do made[key] = value end
   if draw(3) > 1 then made.zero = { dense = draw(4) - 1, expert = draw(4) - 1 } end
   if draw(3) == 1 then made.offload = one_of { 'optimizer', 'parameters' } end
-  made.exchange = one_of { nil, 'once', 'two_level', 'padded', 'parts' }
+  made.exchange = one_of { 'rows', 'once', 'two_level', 'padded', 'parts', 'shadow' }
   return made
 end
 
