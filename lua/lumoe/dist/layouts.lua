@@ -31,6 +31,7 @@ local EXTRAS = {
   { exchange = 'parts', recompute = true },
   { zero = { dense = 2, expert = 2 }, offload = 'optimizer', micro_batches = 2 },
   { zero = { dense = 3, expert = 3 }, recompute = true, micro_batches = 2 },
+  { zero = { dense = 3, expert = 3 }, offload = 'parameters', recompute = true, micro_batches = 2 },
 }
 
 --- All { tp, ep, etp } of so many ranks: world = dp · tp = edp · ep · etp.
