@@ -84,6 +84,32 @@ int lm__memory_alloc(int64_t bytes, void **out, int *purpose) {
     return LM_OK;
 }
 
+static bool (*relief[4])(void);
+static int reliefs;
+
+void lm__memory_on_pressure(bool (*relieve)(void)) {
+    for (int i = 0; i < reliefs; i++)
+        if (relief[i] == relieve) return;
+    relief[reliefs++] = relieve;
+}
+
+/* Not from within: who gives up memory may need some. */
+static bool relieved(void) {
+    static bool busy;
+    bool some = false;
+    if (busy) return false;
+    busy = true;
+    for (int i = 0; i < reliefs && !some; i++) some = relief[i]();
+    busy = false;
+    return some;
+}
+
+int lm__memory_obtain(int64_t bytes, void **out, int *purpose) {
+    int st = lm__memory_alloc(bytes, out, purpose);
+    while (st == LM_EOOM && relieved()) st = lm__memory_alloc(bytes, out, purpose);
+    return st;
+}
+
 void lm__memory_free(void *p, int64_t bytes, int purpose) {
     int64_t size;
     int class = size_class(bytes, &size);

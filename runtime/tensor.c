@@ -102,7 +102,7 @@ int lm__storage_restore(lm_storage *s) {
     if (s->data) return LM_OK;
     void *data;
     int before = lm_memory_set_purpose(s->purpose), purpose;
-    int st = lm__memory_alloc(s->bytes, &data, &purpose);
+    int st = lm__memory_obtain(s->bytes, &data, &purpose);
     lm_memory_set_purpose(before);
     if (st == LM_OK) s->data = data;
     return st;
@@ -112,7 +112,7 @@ static int storage_new(int64_t bytes, lm_storage **out) {
     lm_storage *s = lm__object_new(sizeof *s);
     if (!s) return lm_fail(LM_EOOM, "no memory for a storage header");
     void *data;
-    int st = lm__memory_alloc(bytes, &data, &s->purpose);
+    int st = lm__memory_obtain(bytes, &data, &s->purpose);
     if (st != LM_OK) {
         lm__object_free(s, sizeof *s);
         return st;

@@ -43,6 +43,10 @@ struct lm_tensor {
 /* memory.c */
 int lm__memory_alloc(int64_t bytes, void **out, int *purpose);
 void lm__memory_free(void *p, int64_t bytes, int purpose);
+/* The same, but when there is no memory, what is held for later or is under way gives up some:
+ * each of these functions is asked in turn, and says whether it did. */
+int lm__memory_obtain(int64_t bytes, void **out, int *purpose);
+void lm__memory_on_pressure(bool (*relieve)(void));
 void lm__memory_rebook(int64_t bytes, int from, int to);
 /* Small things that come and go with every operation: undefined contents, NULL when there is
  * no memory; freed with the size they were made with. */

@@ -43,7 +43,7 @@ double lm_shard_set_bucket(double bytes) {
 
 static int buffer_new(buffer *b, int64_t bytes) {
     int before = lm_memory_set_purpose(LM_MEM_EXCHANGE);
-    int st = lm__memory_alloc(bytes, &b->data, &b->purpose);
+    int st = lm__memory_obtain(bytes, &b->data, &b->purpose);
     lm_memory_set_purpose(before);
     if (st == LM_OK) b->bytes = bytes;
     return st;
@@ -279,8 +279,12 @@ int lm__buckets_progress(void) {
     return st;
 }
 
+/* Where memory is short, fewer are under way. */
+static bool relieve(void) { return oldest && finish_oldest() == LM_OK; }
+
 static int send_bucket(bucket *b) {
     int st = LM_OK;
+    lm__memory_on_pressure(relieve);
     while (oldest && flying + b->bytes > IN_FLIGHT * bucket_bytes && st == LM_OK)
         st = finish_oldest();
     if (st == LM_OK) st = b->divided ? start_divided(b) : start_summed(b);

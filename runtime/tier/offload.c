@@ -161,9 +161,17 @@ static void arrive(home *h) {
     h->fetched = 0;
 }
 
+/* Where memory is short, what was read ahead is read again when it is needed. */
+static bool relieve(void) {
+    for (lm_offload *o = expected ? expected->first : NULL; o; o = o->next)
+        if (o->ahead.data) return drop_ahead(o) == LM_OK;
+    return false;
+}
+
 /* No memory for it is no failure: it will be read when it is needed. */
 static void read_ahead(home *h) {
     expected = h;
+    lm__memory_on_pressure(relieve);
     for (lm_offload *o = h && h != here ? h->first : NULL; o; o = o->next) {
         lm_shard *s = lm__shard_of(o->p);
         if (!s || o->ahead.data || chunk_bytes(s) == 0) continue;

@@ -84,6 +84,35 @@ describe('an offloaded model', function()
     end)
   end)
 
+  it('does without reading ahead where memory is short', function()
+    folder.with(function(dir)
+      local function losses(save)
+        lumoe.manual_seed(3)
+        local model, list = made(dir, 'parameters'), {}
+        local optimizer, before = optim.AdamW(model:named_parameters(), {}), live().total
+        for i = 1, 3 do
+          lumoe.scope(function()
+            local loss = model(lumoe.randn(4, DIM))
+            loss:backward()
+            list[i] = loss:item()
+          end)
+          if i == 1 then lumoe.reset_peak_memory() end
+          if i == 2 and save then lumoe.memory_limit(lumoe.memory().peak.total - save) end
+          optimizer:zero_grad()
+        end
+        local peak = lumoe.memory().peak.total - before
+        lumoe.memory_limit(0)
+        return list, peak
+      end
+      local want, peak = losses()
+      local got, less = losses(3 * UNIT) -- of 4 that are read ahead
+      assert.same(want, got)
+      assert.is_true(less <= peak, ('%d %d'):format(less, peak))
+      assert.error_matches(function() losses(9 * UNIT) end, 'no memory')
+      lumoe.memory_limit(0)
+    end)
+  end)
+
   it('keeps its parameters where only the optimizer is offloaded', function()
     folder.with(function(dir)
       local before = live()
