@@ -105,15 +105,16 @@ void lm__watch_waits(const lm_async *a, bool waits) {
 }
 
 void lm__call_text(const lm__call *c, char *text, size_t room) {
-    static const char *const dtypes[LM_F64 + 1] = {"f32", "bf16", "i32", "i64", "u8"};
+    static const char *const dtypes[] = {"f32", "bf16", "i32", "i64", "u8"};
     static const char *const ops[] = {"sum", "max", "min"};
+    const char *dtype = c->dtype >= 0 && c->dtype < LM_DTYPES ? dtypes[c->dtype] : "f64";
+    const char *op = c->op >= 0 && c->op <= LM_REDUCE_MIN ? ops[c->op] : "?"; /* half written */
     char what[64] = "";
     if (strcmp(c->name, "broadcast") == 0)
         snprintf(what, sizeof what, " of %lld bytes from its rank %d", (long long)c->count,
                  c->op);
     else if (strstr(c->name, "reduce"))
-        snprintf(what, sizeof what, " of %lld %s (%s)", (long long)c->count,
-                 c->dtype == LM_F64 ? "f64" : dtypes[c->dtype], ops[c->op]);
+        snprintf(what, sizeof what, " of %lld %s (%s)", (long long)c->count, dtype, op);
     snprintf(text, room, "%s%s%s%s", c->name, what, *c->line ? ", at " : "", c->line);
 }
 
