@@ -21,7 +21,7 @@ typedef struct block {
 
 static block *freelist[CLASSES];
 static int64_t live[LM_MEM_PURPOSES], peak[LM_MEM_PURPOSES];
-static int64_t live_all, peak_all, pooled, limit;
+static int64_t live_all, peak_all, pooled, limit, soft_limit;
 static int purpose_now = LM_MEM_ACTIVATIONS;
 static int fail_countdown;
 
@@ -105,6 +105,9 @@ static bool relieved(void) {
 }
 
 int lm__memory_obtain(int64_t bytes, void **out, int *purpose) {
+    int64_t size;
+    size_class(bytes, &size);
+    while (soft_limit > 0 && size > soft_limit - live_all && relieved()) continue;
     int st = lm__memory_alloc(bytes, out, purpose);
     while (st == LM_EOOM && relieved()) st = lm__memory_alloc(bytes, out, purpose);
     return st;
@@ -202,6 +205,7 @@ double lm_memory_peak(int purpose) { return (double)(purpose < 0 ? peak_all : pe
 double lm_memory_pooled(void) { return (double)(pooled + lm__arena_idle()); }
 double lm_memory_limit(void) { return (double)limit; }
 void lm_memory_set_limit(double bytes) { limit = (int64_t)bytes; }
+void lm_memory_set_soft_limit(double bytes) { soft_limit = (int64_t)bytes; }
 void lm_test_fail_alloc(int n) { fail_countdown = n; }
 
 void lm_memory_reset_peak(void) {

@@ -30,6 +30,9 @@ LM_API void lm_memory_trim(void);
 /* No more than `bytes` may be live; 0 lifts the limit. Over it: LM_EOOM. */
 LM_API void lm_memory_set_limit(double bytes);
 LM_API double lm_memory_limit(void);
+/* Above so many, what is under way or read ahead gives way as it would at the limit, but
+ * nothing fails; 0 lifts it. So a peak can be measured as it would be under a limit. */
+LM_API void lm_memory_set_soft_limit(double bytes);
 /* New buffers are booked under this purpose. Returns the one before. */
 LM_API int lm_memory_set_purpose(int purpose);
 

@@ -30,8 +30,13 @@ function lumoe.memory()
   return report
 end
 
---- At most so many bytes may be live on this device; 0 lifts the limit. Over it: a "no memory" error.
-function lumoe.memory_limit(bytes) C.lm_memory_set_limit(bytes) end
+--- At most so many bytes may be live on this device; 0 lifts the limit. Over it: a "no memory" error. Option soft: no
+-- error; but what is under way or read ahead gives way, as it does at a limit.
+---@param opts { soft?: boolean }?
+function lumoe.memory_limit(bytes, opts)
+  opts = tensor.options(opts, { soft = true }, 'memory_limit')
+  if opts.soft then C.lm_memory_set_soft_limit(bytes) else C.lm_memory_set_limit(bytes) end
+end
 function lumoe.reset_peak_memory() C.lm_memory_reset_peak() end
 
 --- Threads that kernels use; with an argument, sets them.

@@ -71,13 +71,16 @@ local function train(opts, layout, experts)
   for number = 1, STEPS do step(model, optimizer, opts, mesh, number) end
 end
 
---- The most bytes that were in use at once, from making the model on, on any rank.
+--- The most bytes that were in use at once, from making the model on, on any rank. Under a soft limit: what gives
+-- way to a limit, as buckets of gradients that are under way do, does so here.
 function trial.peak(opts, layout, experts)
   forget()
   local before = lumoe.memory().live.total
+  lumoe.memory_limit(before + opts.limit, { soft = true })
   lumoe.reset_peak_memory()
   train(opts, layout, experts)
   local peak = lumoe.memory().peak.total - before
+  lumoe.memory_limit(0, { soft = true })
   forget()
   return dist.reduce_number(peak, 'max')
 end

@@ -110,6 +110,13 @@ describe('an offloaded model', function()
       assert.is_true(less <= peak, ('%d %d'):format(less, peak))
       assert.error_matches(function() losses(9 * UNIT) end, 'no memory')
       lumoe.memory_limit(0)
+      lumoe.memory_limit(live().total + peak - 3 * UNIT, { soft = true })
+      local softly, soft_peak = losses()
+      assert.same(want, softly)
+      assert.is_true(soft_peak <= peak - 3 * UNIT, tostring(soft_peak))
+      lumoe.memory_limit(1, { soft = true })
+      assert.same(want, (losses())) -- no error
+      lumoe.memory_limit(0, { soft = true })
     end)
   end)
 
