@@ -97,5 +97,7 @@ extern const lm_kernels lm_cpu_kernels;
 
 /* 1 when this CPU multiplies bf16 itself; otherwise bf16 products run through f32. */
 int lm_cpu_has_bf16(void);
+/* 1: what lm_cpu_gemm gives depends on its arguments alone, not on its calls before. */
+void lm_cpu_gemm_repeatable(int on);
 
 #endif

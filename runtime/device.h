@@ -8,5 +8,8 @@ LM_API void lm_set_threads(int n);
 LM_API int lm_threads(void);
 /* 1 when this CPU multiplies bf16 itself, so that bf16 is worth its rounding. */
 LM_API int lm_has_bf16(void);
+/* 1: a matrix product has the same bits in every process, whatever each has computed before; a
+ * little slower where sizes never change. */
+LM_API void lm_set_repeatable(int on);
 
 #endif

@@ -5,6 +5,7 @@
 --
 -- The world is all ranks, or those of `ranks`: a rank alone can be a world of its own in any job.
 -- Neighbours talk most: tp is innermost (rank = dp's · tp + tp's), and etp, then ep, on the other side.
+local C = require 'lumoe.ffi'
 local groups = require 'lumoe.dist.group'
 local status = require 'lumoe.status'
 
@@ -131,6 +132,7 @@ local function mesh(opts)
   local function across(...) return line(world.ranks, ...) end
   m.data, m.tensor = across(rank % m.tp, m.dp, m.tp), across(rank - rank % m.tp, m.tp, 1)
   m.expert, m.replicas = across(rank - rank % spread, spread, 1), across(rank % spread, m.edp, spread)
+  if m.tp > 1 then C.lm_set_repeatable(1) end -- what a tensor group computes alike, it must have alike
   meshes[key] = setmetatable(m, Mesh)
   return m
 end
