@@ -353,7 +353,7 @@ static int product(const key *k, void *const data[3], const void *bias) {
         if ((rows && k->m % LEAST) || (sums && k->k % LEAST))
             return with_padding(k, data, bias, up_to_least(k->m),
                                 adds ? up_to_least(k->k) : k->k);
-        if (e->used) return run(e, data, bias);
+        if (repeatable && e->used) return run(e, data, bias);
         family(k, 1, 1);
         family(k, 2, 1);
         e = find(k); /* counting may have filled its place */

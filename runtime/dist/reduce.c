@@ -37,9 +37,10 @@ static uint16_t to_bf16(float f) { /* to nearest, ties to even; NaN stays NaN */
 
 #define SAME(x) (x)
 /* A NaN wins a maximum: one rank's fault must not vanish. */
-#define MAX_OF(a, b) ((b) > (a) || (b) != (b) ? (b) : (a))
-#define MIN_OF(a, b) ((b) < (a) || (b) != (b) ? (b) : (a))
-#define SUM_OF(a, b) ((a) + (b))
+#define MAX_OF(a, b)      ((b) > (a) || (b) != (b) ? (b) : (a))
+#define MIN_OF(a, b)      ((b) < (a) || (b) != (b) ? (b) : (a))
+#define SUM_OF(a, b)      ((a) + (b))
+#define WRAPPED_SUM(a, b) ((uint64_t)(a) + (uint64_t)(b)) /* integers wrap, as in PyTorch */
 
 #define LOOP(T, ACC, GET, PUT, OP)                                                             \
     for (int64_t first = 0; first < n; first += BLOCK) {                                       \
@@ -54,19 +55,19 @@ static uint16_t to_bf16(float f) { /* to nearest, ties to even; NaN stays NaN */
         for (int64_t i = 0; i < len; i++) ((T *)out)[first + i] = (T)PUT(acc[i]);              \
     }
 
-#define REDUCE(name, T, ACC, GET, PUT)                                                         \
+#define REDUCE(name, T, ACC, GET, PUT, SUM)                                                    \
     static void name(int op, int count, const void *const *parts, int64_t n, void *out) {      \
         if (op == LM_REDUCE_MAX) LOOP(T, ACC, GET, PUT, MAX_OF)                                \
         else if (op == LM_REDUCE_MIN) LOOP(T, ACC, GET, PUT, MIN_OF)                           \
-        else LOOP(T, ACC, GET, PUT, SUM_OF)                                                    \
+        else LOOP(T, ACC, GET, PUT, SUM)                                                       \
     }
 
-REDUCE(reduce_f32, float, float, SAME, SAME)
-REDUCE(reduce_f64, double, double, SAME, SAME)
-REDUCE(reduce_bf16, uint16_t, float, from_bf16, to_bf16)
-REDUCE(reduce_i32, int32_t, int32_t, SAME, SAME)
-REDUCE(reduce_i64, int64_t, int64_t, SAME, SAME)
-REDUCE(reduce_u8, uint8_t, uint8_t, SAME, SAME)
+REDUCE(reduce_f32, float, float, SAME, SAME, SUM_OF)
+REDUCE(reduce_f64, double, double, SAME, SAME, SUM_OF)
+REDUCE(reduce_bf16, uint16_t, float, from_bf16, to_bf16, SUM_OF)
+REDUCE(reduce_i32, int32_t, int32_t, SAME, SAME, WRAPPED_SUM)
+REDUCE(reduce_i64, int64_t, int64_t, SAME, SAME, WRAPPED_SUM)
+REDUCE(reduce_u8, uint8_t, uint8_t, SAME, SAME, WRAPPED_SUM)
 
 void lm__reduce_parts(int dtype, int op, int count, const void *const *parts, int64_t n,
                       void *out) {

@@ -53,7 +53,7 @@ static void run_case(const gemm_case *g) {
     free(a.data), free(b.data), free(c.data), free(before.data), free(bias);
 }
 
-TEST(test_gemm) {
+static void all_cases(void) {
     const int64_t edge[] = {0, 1, 3, 17, 70};
     for (int dtype = 0; dtype < 4; dtype++)
         for (int m = 0; m < 5; m++)
@@ -92,6 +92,14 @@ TEST(test_gemm) {
             dw.lb = 1, dw.la = 0, dw.beta = 0, dw.bias = LM_F32;
             run_case(&dw);
         }
+}
+
+TEST(test_gemm) {
+    for (int on = 0; on < 2; on++) {
+        lm_cpu_gemm_repeatable(on);
+        all_cases();
+    }
+    lm_cpu_gemm_repeatable(0);
 }
 
 /* Rows and sums of many sizes, cut from one large matrix, so that strides say nothing of them.
