@@ -29,13 +29,6 @@ local function chosen()
   return list
 end
 
--- The first of several ranks gets nothing, the others all.
-local function idle(count, rank, ranks)
-  if ranks == 1 then return 0, count end
-  if rank == 0 then return 0, 0 end
-  return dist.share(count, rank - 1, ranks - 1)
-end
-
 local batches = {}
 
 local report = dist.check_layouts {
@@ -49,7 +42,7 @@ local report = dist.check_layouts {
     batches[step] = batches[step] or lumoe.keep(LanguageModel.batch(opts))
     return batches[step]
   end,
-  layouts = chosen(), steps = opts.steps, seed = opts.seed, share = opts.idle_rank and idle or nil,
+  layouts = chosen(), steps = opts.steps, seed = opts.seed, share = opts.idle_rank and LanguageModel.idle_first or nil,
   each = function(row, report)
     if #report.rows + #report.refused == 1 then say('%s', report.head()) end
     say('%s', report.line(row))

@@ -86,4 +86,11 @@ function LanguageModel.batch(opts)
     tags = { valid = lumoe.tensor(valid, { dtype = 'u8' }), tokens = lumoe.tensor(tokens, { dtype = 'i64' }) } }
 end
 
+--- How a batch's rows are dealt out (`share` of dist.check_layouts) where the first of several ranks gets none.
+function LanguageModel.idle_first(count, rank, ranks)
+  if ranks == 1 then return 0, count end
+  if rank == 0 then return 0, 0 end
+  return lumoe.dist.share(count, rank - 1, ranks - 1)
+end
+
 return LanguageModel

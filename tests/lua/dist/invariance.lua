@@ -19,12 +19,7 @@ local function with(changes)
   return opts
 end
 
--- The first of several ranks gets nothing, the others all.
-local function idle(count, at, ranks)
-  if ranks == 1 then return 0, count end
-  if at == 0 then return 0, 0 end
-  return dist.share(count, at - 1, ranks - 1)
-end
+local idle = LanguageModel.idle_first
 
 local PARTS = {
   everything = { extras = 'all', steps = 3 },
