@@ -97,6 +97,8 @@ local function check_whole(path, name, whole)
     upgrade(whole, p)
     p.shape = whole.shape
     if not region.is_sound(p) then wrong("has a piece, '%s', that is no part of [%s]", p.name, table.concat(whole.shape, ', ')) end
+    local part = region.new(whole.shape, p.ranges, p.chunk)
+    p.ranges, p.chunk = part.ranges, part.chunk
   end
   local gap = region.missing(whole.pieces, whole.shape)
   if gap then wrong('has its elements from %.0f in no piece', gap) end

@@ -48,7 +48,8 @@ describe('a checkpoint of', function()
       for _, group in ipairs { index.parameters, index.optimizer.tensors } do
         for _, t in pairs(group) do
           for _, piece in ipairs(t.pieces) do
-            if piece.ranges then piece.first, piece.rows = unpack(piece.ranges[1][1]) end
+            if piece.ranges then piece.first, piece.rows = unpack(piece.ranges[1][1])
+            elseif #t.shape > 1 then piece.first, piece.rows = 0, t.shape[1] end
             piece.ranges = nil
           end
         end
