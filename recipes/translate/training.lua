@@ -3,6 +3,7 @@ local lumoe = require 'lumoe'
 local stopping = require 'recipes.translate.stopping'
 local Translator = require 'recipes.translate.model'
 local corpus = require 'recipes.translate.corpus'
+local load = require 'recipes.translate.load'
 local random = require 'lumoe.random'
 local path = require 'pl.path'
 local dist, optim, log, checkpoint = lumoe.dist, lumoe.optim, lumoe.log, lumoe.checkpoint
@@ -113,7 +114,7 @@ end
 local function resume(self, data)
   local last = checkpoint.latest(self.out)
   if not last then lumoe.refuse('--resume: %s has no checkpoint', self.out) end
-  local at = checkpoint.load(last, { model = self.model, optimizer = self.optimizer })
+  local at = load(last, { model = self.model, optimizer = self.optimizer })
   corpus.check_tokenizer(data, at.extra.tokenizer, last)
   self.steps = self.steps or at.extra.steps
   self.tokens, self.seconds = at.extra.tokens, at.extra.seconds

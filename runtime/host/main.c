@@ -75,8 +75,12 @@ static int traceback(lua_State *L) {
         else if (lua_isnil(L, 1)) return 1; /* error(nil): ends the script without a word */
         else message = lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
     }
-    if (is_refusal(L)) lua_settop(L, 1);
-    else luaL_traceback(L, L, message, 1);
+    if (!is_refusal(L)) luaL_traceback(L, L, message, 1);
+    else {
+        lua_settop(L, 1);
+        if (lm_launcher_rank() > 0)
+            usleep(400000); /* rank 0 refuses the same, and ends us all */
+    }
     return 1;
 }
 

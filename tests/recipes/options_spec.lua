@@ -90,8 +90,22 @@ describe('the command line of recipes/translate.lua', function()
 
     it('says on ranks what only the first has seen', function()
       local _, _, errors = run.translate(root, 'out', { vocab = 90000 }, { ranks = 2 })
-      assert.matches('%[rank %d%] %-%-vocab 90000: Vocabulary size too high', errors)
+      assert.matches('%[rank 0%] %-%-vocab 90000: Vocabulary size too high', errors)
+      assert.is_nil(errors:find('[rank 1]', 1, true)) -- once is enough
       assert.is_nil(errors:find('traceback', 1, true))
+    end)
+
+    it('says which file of a checkpoint is damaged', function()
+      assert.equal(0, (run.translate(root, 'damaged', { steps = 1 })))
+      local file = root .. '/damaged/checkpoint-1/model-00001-of-00001.safetensors'
+      local f = assert(io.open(file, 'a'))
+      f:write 'x'
+      f:close()
+      local want = '^lumoe: ' .. file:gsub('%p', '%%%0') .. ': has 1 bytes behind its last tensor\n$'
+      local _, _, errors = run.shell(run.command('recipes/evaluate.lua', root .. '/damaged'))
+      assert.matches(want, errors)
+      _, _, errors = run.translate(root, 'damaged', { steps = 2, resume = true })
+      assert.matches(want, errors)
     end)
 
     it('shows where an error of the program itself is', function()
