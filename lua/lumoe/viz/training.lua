@@ -1,15 +1,22 @@
 --- The curves of a training run, out of the records of its metrics.jsonl.
+local options = require 'lumoe.options'
 
 local POINTS = 800 -- more would not be seen, and would make the page heavy
 
 local function number(value) return type(value) == 'number' and value - value == 0 end
 
+local OVER = { -- what a picture goes over: field, its name on the axis, how many make one there
+  step = { 'step', 'step', 1 },
+  tokens = { 'tokens', 'million tokens', 1e6 },
+  minutes = { 'seconds', 'minutes', 60 },
+}
+
 -- Means over neighbouring records, at most POINTS of them, where there is such a number.
-local function thinned(records, field)
+local function thinned(records, field, over)
   local steps, values = {}, {}
   for _, record in ipairs(records) do
-    if number(record.step) and number(record[field]) then
-      steps[#steps + 1], values[#values + 1] = record.step, record[field]
+    if number(record[over[1]]) and number(record[field]) then
+      steps[#steps + 1], values[#values + 1] = record[over[1]] / over[3], record[field]
     end
   end
   local every, x, y = math.ceil(#steps / POINTS), {}, {}
@@ -43,9 +50,9 @@ local CURVES = { -- field, title, what a unit is multiplied with, smoothed
 }
 
 -- One run's line in a picture, over its values as they are.
-local function series_of(run, curve, alone)
+local function series_of(run, curve, over, alone)
   local field, _, factor, smooth = unpack(curve)
-  local x, y = thinned(run.records, field)
+  local x, y = thinned(run.records, field, over)
   if #x == 0 then return {} end
   for i = 1, #y do y[i] = factor * y[i] end
   if not smooth or #x < 40 then return { { name = run.name, x = x, y = y } } end
@@ -55,17 +62,22 @@ end
 
 --- Curves of loss, speed, drops, learning rate and gradient norm, as far as the records have them.
 ---@param records table[]  `log.read_jsonl(path)`: step, loss, valid_loss, tokens_per_s, lr, grad_norm,
----  dropped (a fraction); or several runs to compare, `{ name = …, records = … }` each
----@return table[] curves  what `viz.curve` and `viz.report` take
-local function training_curves(records)
+---  dropped (a fraction), tokens and seconds so far; or several runs to compare, `{ name = …, records = … }` each
+---@param over string?  'step' (by default), 'tokens' or 'minutes'
+---@return table[] curves  what `viz.curve` and `viz.report` take: a list, and each under its field's name
+local function training_curves(records, over)
+  local axis = OVER[over or 'step'] or options.raise('training_curves', "over '%s'; there are step, tokens and minutes", over)
   local runs = records[1] and records[1].records and records or { { records = records } }
   local curves = {}
   for _, curve in ipairs(CURVES) do
     local series = {}
     for _, run in ipairs(runs) do
-      for _, line in ipairs(series_of(run, curve, #runs == 1)) do series[#series + 1] = line end
+      for _, line in ipairs(series_of(run, curve, axis, #runs == 1)) do series[#series + 1] = line end
     end
-    if #series > 0 then curves[#curves + 1] = { title = curve[2], xlabel = 'step', series = series } end
+    if #series > 0 then
+      local drawn = { title = curve[2], xlabel = axis[2], series = series }
+      curves[#curves + 1], curves[curve[1]] = drawn, drawn
+    end
   end
   return curves
 end

@@ -50,6 +50,16 @@ describe('training_curves', function()
     assert.equal(1, #curves[3].series) -- drops: the one that has any
   end)
 
+  it('goes over steps, tokens or minutes', function()
+    local records = {}
+    for step = 1, 5 do records[step] = { step = step, loss = 1, tokens = 2e6 * step, seconds = 30 * step } end
+    for over, want in pairs { step = { 5, 'step' }, tokens = { 10, 'million tokens' }, minutes = { 2.5, 'minutes' } } do
+      local loss = viz.training_curves(records, over).loss
+      assert.same(want, { loss.series[1].x[5], loss.xlabel })
+    end
+    assert.error_matches(function() viz.training_curves(records, 'epochs') end, "over 'epochs'; there are")
+  end)
+
   it('passes over what is null or not finite', function()
     local records = run(3)
     records[3].loss, records[4].loss = cjson.null, 0 / 0
