@@ -17,7 +17,8 @@
  *
  * What oneDNN cannot take as it is (an operand without a unit stride, mixed types, bf16 on a
  * CPU without bf16 products) is brought into f32 panels first. Another library takes this
- * file's place by defining lm_cpu_gemm, lm_cpu_gemm_repeatable and lm_cpu_has_bf16. */
+ * file's place by defining lm_cpu_gemm, lm_cpu_gemm_act, lm_cpu_gemm_repeatable and
+ * lm_cpu_has_bf16. */
 #include "kernels/cpu/cpu.h"
 
 #include <oneapi/dnnl/dnnl.h>
@@ -38,8 +39,10 @@ typedef struct {
     int64_t stride[3][3];         /* batch, row, column of each */
     int32_t dtype[3], bias_dtype; /* bias_dtype -1: none */
     float alpha, beta;
+    int32_t activation; /* LM_RELU.., or -1 */
     int32_t threads;
     int32_t family; /* 0: a primitive; 1, 2: a count of the m, of the k seen */
+    int32_t unused; /* 0: there are no holes to hash */
 } key;
 
 typedef struct {
@@ -163,8 +166,8 @@ static int memory_make(dnnl_memory_t *m, desc *d) {
 static int add_sum(dnnl_post_ops_t ops, float scale) {
     return dnnl_post_ops_append_sum(ops, scale, 0, dnnl_data_type_undef);
 }
-static int add_scale(dnnl_post_ops_t ops, float scale) {
-    return dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_linear, scale, 0.0f);
+static int add_eltwise(dnnl_post_ops_t ops, dnnl_alg_kind_t kind, float alpha) {
+    return dnnl_post_ops_append_eltwise(ops, kind, alpha, 0.0f);
 }
 #else
 typedef dnnl_memory_desc_t desc;
@@ -186,20 +189,31 @@ static int memory_make(dnnl_memory_t *m, desc *d) {
 static int add_sum(dnnl_post_ops_t ops, float scale) {
     return dnnl_post_ops_append_sum(ops, scale);
 }
-static int add_scale(dnnl_post_ops_t ops, float scale) {
-    return dnnl_post_ops_append_eltwise(ops, 1.0f, dnnl_eltwise_linear, scale, 0.0f);
+static int add_eltwise(dnnl_post_ops_t ops, dnnl_alg_kind_t kind, float alpha) {
+    return dnnl_post_ops_append_eltwise(ops, 1.0f, kind, alpha, 0.0f);
 }
 #endif
 
-/* alpha and beta as what follows the product */
+static int add_activation(dnnl_post_ops_t ops, int activation) {
+    switch (activation) {
+    case LM_RELU: return add_eltwise(ops, dnnl_eltwise_relu, 0.0f);
+    case LM_GELU: return add_eltwise(ops, dnnl_eltwise_gelu_erf, 0.0f);
+    case LM_GELU_TANH: return add_eltwise(ops, dnnl_eltwise_gelu_tanh, 0.0f);
+    default: return add_eltwise(ops, dnnl_eltwise_swish, 1.0f);
+    }
+}
+
+/* alpha, beta and the activation as what follows the product */
 static int attr_make(const key *k, dnnl_primitive_attr_t *attr) {
     dnnl_post_ops_t ops = NULL;
     *attr = NULL;
-    if (k->alpha == 1.0f && k->beta == 0.0f) return dnnl_success;
+    if (k->alpha == 1.0f && k->beta == 0.0f && k->activation < 0) return dnnl_success;
     int st = dnnl_primitive_attr_create(attr);
     if (st == dnnl_success) st = dnnl_post_ops_create(&ops);
-    if (st == dnnl_success && k->alpha != 1.0f) st = add_scale(ops, k->alpha);
+    if (st == dnnl_success && k->alpha != 1.0f)
+        st = add_eltwise(ops, dnnl_eltwise_linear, k->alpha);
     if (st == dnnl_success && k->beta != 0.0f) st = add_sum(ops, k->beta);
+    if (st == dnnl_success && k->activation >= 0) st = add_activation(ops, k->activation);
     if (st == dnnl_success) st = dnnl_primitive_attr_set_post_ops(*attr, ops);
     if (ops) dnnl_post_ops_destroy(ops);
     return st;
@@ -288,6 +302,7 @@ static int in_rows(const key *k, void *const data[3], const void *bias, int64_t 
 static int in_sums(const key *k, void *const data[3], const void *bias, int64_t inner) {
     key head = *k, tail = *k;
     head.k = inner;
+    head.activation = -1; /* of the whole sum only */
     tail.k = k->k - inner;
     tail.beta = 1.0f;
     tail.bias_dtype = -1;
@@ -402,7 +417,7 @@ static int panel(lm_matrix *x, int slot, int dtype, int64_t batch, int64_t rows,
 
 /* C = beta C + bias, when nothing is multiplied */
 static int without_product(int64_t batch, int64_t m, int64_t n, double beta, const lm_matrix *c,
-                           const void *bias, int bias_dtype) {
+                           const void *bias, int bias_dtype, int activation) {
     const int64_t shape[3] = {batch, m, n};
     const int64_t stride[3] = {c->batch_stride, c->row_stride, c->col_stride};
     const int64_t dense[3] = {m * n, n, 1}, none[3] = {0, 0, 0};
@@ -418,6 +433,8 @@ static int without_product(int64_t batch, int64_t m, int64_t n, double beta, con
                                          : lm_bf16_to_f32(((const uint16_t *)bias)[i % n]);
         sum[i] = (float)beta * sum[i] + b;
     }
+    if (st == LM_KERNEL_OK && activation >= 0)
+        st = lm_cpu_unary(activation, LM_F32, batch * m * n, sum, sum);
     if (st == LM_KERNEL_OK)
         st = lm_cpu_copy_strided(c->data, c->dtype, sum, LM_F32, 3, shape, stride, dense);
     return st;
@@ -440,10 +457,23 @@ static int bias_panel(const void **bias, int *dtype, int64_t n, int input, doubl
 int lm_cpu_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha,
                 const lm_matrix *a, const lm_matrix *b, double beta, const lm_matrix *c,
                 const void *bias, int bias_dtype) {
-    if (!lm__is_float(a->dtype) || !lm__is_float(b->dtype) || !lm__is_float(c->dtype))
+    return lm_cpu_gemm_act(batch, m, n, k, alpha, a, b, beta, c, bias, bias_dtype, -1);
+}
+
+static int known(int activation) {
+    return activation == -1 || activation == LM_RELU || activation == LM_GELU ||
+           activation == LM_GELU_TANH || activation == LM_SILU;
+}
+
+int lm_cpu_gemm_act(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha,
+                    const lm_matrix *a, const lm_matrix *b, double beta, const lm_matrix *c,
+                    const void *bias, int bias_dtype, int activation) {
+    if (!lm__is_float(a->dtype) || !lm__is_float(b->dtype) || !lm__is_float(c->dtype) ||
+        !known(activation))
         return LM_KERNEL_EDTYPE;
     if (batch == 0 || m == 0 || n == 0) return LM_KERNEL_OK;
-    if (k == 0 || alpha == 0) return without_product(batch, m, n, beta, c, bias, bias_dtype);
+    if (k == 0 || alpha == 0)
+        return without_product(batch, m, n, beta, c, bias, bias_dtype, activation);
     int st = start();
     if (st != LM_KERNEL_OK) return st;
 
@@ -484,6 +514,7 @@ int lm_cpu_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha,
         data[i] = x[i].data;
     }
     q.bias_dtype = bias ? bias_dtype : -1;
+    q.activation = activation;
     q.alpha = (float)alpha;
     q.beta = (float)beta;
     q.threads = omp_in_parallel() ? 1 : omp_get_max_threads();

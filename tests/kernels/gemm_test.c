@@ -22,7 +22,19 @@ typedef struct {
     double alpha, beta;
     int bias; /* dtype, or -1 */
     int shared_b;
+    int activation; /* 0: none */
 } gemm_case;
+
+static double activated(int f, double x) {
+    switch (f) {
+    case LM_RELU: return x > 0 ? x : 0;
+    case LM_GELU: return x * 0.5 * erfc(-x * 0.70710678118654752);
+    case LM_GELU_TANH:
+        return x * 0.5 * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
+    case LM_SILU: return x / (1 + exp(-x));
+    default: return x;
+    }
+}
 
 static void run_case(const gemm_case *g) {
     lm_matrix a = matrix(g->a, g->batch, g->m, g->k, g->la);
@@ -34,7 +46,12 @@ static void run_case(const gemm_case *g) {
     memcpy(before.data, c.data, bytes - size_of(g->c));
     void *bias = g->bias >= 0 ? random_array(g->bias, g->n) : NULL;
     int failed = check_failures;
-    ok(lm_cpu_gemm(g->batch, g->m, g->n, g->k, g->alpha, &a, &b, g->beta, &c, bias, g->bias));
+    if (g->activation)
+        ok(lm_cpu_gemm_act(g->batch, g->m, g->n, g->k, g->alpha, &a, &b, g->beta, &c, bias,
+                           g->bias, g->activation));
+    else
+        ok(lm_cpu_gemm(g->batch, g->m, g->n, g->k, g->alpha, &a, &b, g->beta, &c, bias,
+                       g->bias));
     int64_t step = g->m * g->n > 4000 ? 13 : 1; /* large ones by samples */
     for (int64_t e = 0; e < g->batch * g->m * g->n; e += step) {
         int64_t j = e % g->n, i = e / g->n % g->m, s = e / g->n / g->m;
@@ -44,6 +61,7 @@ static void run_case(const gemm_case *g) {
             want += v, size += fabs(v);
         }
         want += g->beta != 0 ? g->beta * at(&before, s, i, j) : 0;
+        want = activated(g->activation, want);
         near(at(&c, s, i, j), want, g->c == LM_BF16 ? 8e-3 : 1e-6 * (1 + size));
     }
     if (check_failures > failed)
@@ -94,10 +112,31 @@ static void all_cases(void) {
         }
 }
 
+/* Sums of one piece and of several, strides that go aside, nothing to multiply. */
+static void activations(void) {
+    const int f[] = {LM_RELU, LM_GELU, LM_GELU_TANH, LM_SILU};
+    const int64_t inner[] = {0, 1, 30, 97, 1500};
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 5; k++)
+            for (int dtype = 0; dtype < 4; dtype++)
+                for (int layout = 0; layout < 4; layout += 3) {
+                    gemm_case g = {1,         37,         24,        inner[k], dtype & 1,
+                                   dtype & 1, dtype >> 1, 0,         1,        layout,
+                                   0.05,      1,          dtype & 1, 0,        f[i]};
+                    run_case(&g);
+                    g.m = 70 + 3 * k, g.beta = 0, g.bias = -1;
+                    run_case(&g);
+                }
+    lm_matrix one = {.data = (float[]){1}, .row_stride = 1, .col_stride = 1};
+    near(lm_cpu_gemm_act(1, 1, 1, 1, 1, &one, &one, 0, &one, NULL, -1, LM_EXP),
+         LM_KERNEL_EDTYPE, 0);
+}
+
 TEST(test_gemm) {
     for (int on = 0; on < 2; on++) {
         lm_cpu_gemm_repeatable(on);
         all_cases();
+        activations();
     }
     lm_cpu_gemm_repeatable(0);
 }
