@@ -1,4 +1,4 @@
---- Curves drawn by gnuplot: SVG or PNG files, SVG text for a page, or characters for a terminal.
+--- Curves and bars drawn by gnuplot: SVG or PNG files, SVG text for a page, or characters for a terminal.
 local options = require 'lumoe.options'
 
 local MISSING = 'gnuplot is not installed; on Debian or Ubuntu: apt-get install gnuplot-nox'
@@ -36,7 +36,7 @@ local function data_block(name, series)
   return table.concat(lines, '\n'), #lines - 2
 end
 
-local function script(opts, kind, output)
+local function curves(opts, kind, output)
   local width = opts.width or (kind == 'text' and 79 or 720)
   local height = opts.height or (kind == 'text' and 20 or 300)
   local out, plots, drawn = {}, {}, 0
@@ -79,9 +79,10 @@ local function script(opts, kind, output)
   return table.concat(out, '\n') .. '\n'
 end
 
--- Runs a script; the picture comes back as a string. Only names of our own making reach the shell.
-local function draw(opts, kind)
-  if not installed() then options.raise('curve', '%s', MISSING) end
+-- Runs what script(opts, kind, output) gives; the picture comes back as a string. Only names of our own making
+-- reach the shell.
+local function draw(who, script, opts, kind)
+  if not installed() then options.raise(who, '%s', MISSING) end
   local source, output, errors = os.tmpname(), os.tmpname(), os.tmpname()
   local good, result = pcall(function()
     local file = assert(io.open(source, 'w'))
@@ -90,13 +91,33 @@ local function draw(opts, kind)
     local status = os.execute(('gnuplot %s 2>%s'):format(source, errors))
     local picture = contents(output)
     if not (status == 0 or status == true) or picture == '' then
-      options.raise('curve', 'gnuplot failed: %s', contents(errors))
+      options.raise(who, 'gnuplot failed: %s', contents(errors))
     end
     return picture
   end)
   for _, path in ipairs { source, output, errors } do os.remove(path) end
   if not good then error(result, 0) end
   return result
+end
+
+-- The picture, or nothing where it went into the file that opts.out names.
+local function deliver(who, script, opts)
+  local kind = opts.kind or 'text'
+  if opts.out then
+    local ending = opts.out:match '%.(%a+)$'
+    kind = ending == 'txt' and 'text' or ending
+    if not TERMINALS[kind] then
+      options.raise(who, "'%s' does not end in .svg, .png or .txt", opts.out)
+    end
+  elseif not TERMINALS[kind] then
+    options.raise(who, "no kind '%s'; there are svg, png and text", kind)
+  end
+  local picture = draw(who, script, opts, kind)
+  if not opts.out then return picture end
+  local file, message = io.open(opts.out, 'wb')
+  if not file then options.raise(who, '%s', message) end
+  assert(file:write(picture))
+  assert(file:close())
 end
 
 local WANTED = {
@@ -113,22 +134,67 @@ local WANTED = {
 ---@return string? picture  when there is no `out`
 local function curve(opts)
   options.check('curve', opts, WANTED)
-  local kind = opts.kind or 'text'
-  if opts.out then
-    local ending = opts.out:match '%.(%a+)$'
-    kind = ending == 'txt' and 'text' or ending
-    if not TERMINALS[kind] then
-      options.raise('curve', "'%s' does not end in .svg, .png or .txt", opts.out)
-    end
-  elseif not TERMINALS[kind] then
-    options.raise('curve', "no kind '%s'; there are svg, png and text", kind)
-  end
-  local picture = draw(opts, kind)
-  if not opts.out then return picture end
-  local file, message = io.open(opts.out, 'wb')
-  if not file then options.raise('curve', '%s', message) end
-  assert(file:write(picture))
-  assert(file:close())
+  return deliver('curve', curves, opts)
 end
 
-return { curve = curve, installed = installed, MISSING = MISSING }
+-- ---- bars ----------------------------------------------------------------------------------
+
+-- Bars lie, one under the other, so that their labels can be long. With a mark they go from there, each as far as it
+-- is times more or less: less is of another colour.
+local function bars_script(opts, kind, output)
+  local n, out, labels = #opts.bars, {}, {}
+  local function add(line, ...) out[#out + 1] = line:format(...) end
+  add '$bars << END'
+  for i, bar in ipairs(opts.bars) do
+    local value = bar.value
+    if value - value ~= 0 then options.raise('bars', "'%s' is %s", bar.label, tostring(value)) end
+    add('%d %.9g %d', n - i, value, opts.mark and value < opts.mark and 2 or 1)
+    labels[i] = ('%s %d'):format(quoted(bar.label), n - i)
+  end
+  add 'END'
+  add 'set encoding utf8'
+  add('%s', 'set terminal ' .. TERMINALS[kind]:format(opts.width or (kind == 'text' and 79 or 860),
+    opts.height or (kind == 'text' and n + 8 or 160 + 18 * n)))
+  add('set output %s', quoted(output))
+  if opts.title then add('set title %s', quoted(opts.title)) end
+  if opts.xlabel then add('set xlabel %s', quoted(opts.xlabel)) end
+  if opts.mark then
+    local least, most = opts.mark, opts.mark
+    for _, bar in ipairs(opts.bars) do least, most = math.min(least, bar.value), math.max(most, bar.value) end
+    add 'set logscale x 2'
+    add('set xrange [%.9g:%.9g]', least / 1.5, most * 1.5)
+    add('set arrow from first %.9g, graph 0 to first %.9g, graph 1 nohead front', opts.mark, opts.mark)
+  end
+  add('set yrange [-0.7:%.1f]', n - 0.3)
+  add 'set xtics nomirror out'
+  add('set ytics nomirror scale 0 (%s)', table.concat(labels, ', '))
+  if kind ~= 'text' then
+    add "set border 3 lc rgb '#888888'"
+    add "set grid xtics lc rgb '#e4e7eb' lt 1"
+  end
+  add 'set style fill solid noborder'
+  local from, plots = opts.mark and ('%.9g'):format(opts.mark) or '0', {}
+  for color = 1, opts.mark and 2 or 1 do
+    plots[#plots + 1] = ("$bars using (%s):($3==%d?$1:NaN):(%s):2:($1-0.36):($1+0.36) with boxxyerror lc rgb '%s' title ''")
+      :format(from, color, from, COLORS[color])
+    plots[#plots + 1] = ("$bars using 2:($3==%d?$1:NaN):(sprintf(' %%.3g ', $2)) with labels %s title ''")
+      :format(color, color == 1 and 'left' or 'right')
+  end
+  add('%s', 'plot ' .. table.concat(plots, ', '))
+  return table.concat(out, '\n') .. '\n'
+end
+
+local BARS = { bars = 'table', title = 'string?', xlabel = 'string?', mark = 'number?', width = 'number?', height = 'number?',
+  out = 'string?', kind = 'string?' }
+
+--- Draws bars into a file, or returns the picture, as `curve` does.
+---@param opts table  bars: { label = text, value = number } each; title, xlabel, out, kind: string?; mark: number?
+---  mark: values are ratios to it, all above 0, and bars begin there, on a logarithmic scale
+---@return string? picture  when there is no `out`
+local function bars(opts)
+  options.check('bars', opts, BARS)
+  if #opts.bars == 0 then options.raise('bars', 'no bars to draw') end
+  return deliver('bars', bars_script, opts)
+end
+
+return { curve = curve, bars = bars, installed = installed, MISSING = MISSING }

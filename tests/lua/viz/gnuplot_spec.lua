@@ -67,3 +67,45 @@ describe('curve', function()
     assert.matches('curve: .*not/there', message { series = LINE, out = '/not/there.svg' })
   end)
 end)
+
+describe('bars', function()
+  -- Rectangles of a colour, as { left, right } in pixels, from the topmost down.
+  local function rectangles(svg, color)
+    local list = {}
+    for points in svg:gmatch("<polygon fill = '" .. color .. "' points = '([^']*)'") do
+      local left, right = math.huge, -math.huge
+      for x in points:gmatch '([%d.]+),[%d.]+' do
+        left, right = math.min(left, tonumber(x)), math.max(right, tonumber(x))
+      end
+      list[#list + 1] = { left, right }
+    end
+    return list
+  end
+
+  it('go from the mark, each as far as it is times more or less', function()
+    local svg = viz.bars { kind = 'svg', mark = 1, xlabel = 'ours over theirs', title = 'layer',
+      bars = { { label = 'E 8 "balanced"', value = 2 }, { label = 'E 32', value = 0.5 }, { label = 'E 128', value = 4 } } }
+    for _, text in ipairs { 'balanced', 'E 128', 'ours over theirs', 'layer' } do
+      assert.is_truthy(svg:find(text, 1, true), text .. '\n' .. svg)
+    end
+    local more, less = rectangles(svg, 'rgb%( *31, 111, 180%)'), rectangles(svg, 'rgb%(209, +96, +61%)')
+    assert.equal(2, #more, svg)
+    assert.equal(1, #less)
+    local function width(r) return r[2] - r[1] end
+    assert.near(2, width(more[2]) / width(more[1]), 0.02) -- four times is twice two times
+    assert.near(width(more[1]), width(less[1]), 1)
+    assert.near(more[1][1], less[1][2], 1)
+  end)
+
+  it('go from 0 without one', function()
+    local svg = viz.bars { kind = 'svg', bars = { { label = 'a', value = 10 }, { label = 'b', value = 30 } } }
+    local all = rectangles(svg, 'rgb%( *31, 111, 180%)')
+    assert.equal(2, #all)
+    assert.near(3, (all[2][2] - all[2][1]) / (all[1][2] - all[1][1]), 0.02)
+  end)
+
+  it('says what it cannot draw', function()
+    assert.error_matches(function() viz.bars { bars = {} } end, 'bars: no bars to draw')
+    assert.error_matches(function() viz.bars { bars = { { label = 'x', value = 0 / 0 } } } end, "bars: 'x' is")
+  end)
+end)

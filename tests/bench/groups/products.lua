@@ -1,0 +1,45 @@
+--- The products of expert layers, by themselves, against what the machine can multiply and add: y = x w, dx = dy w' and
+-- dw = x' dy of both matrices of a SwiGLU expert (dim 512, hidden 2048).
+local routing = require 'tests.bench.routing'
+
+local TOKENS = 2048
+local MATRICES = { { 'up', 512, 4096 }, { 'down', 2048, 512 } }
+
+local function peers(dtype)
+  local list = {}
+  for _, name in ipairs { 'loop', 'grouped' } do
+    list[#list + 1] = { name = 'torch ' .. name, script = 'products', model = name }
+    if dtype == 'f32' then
+      list[#list + 1] = { name = 'torch ' .. name .. ', MKL told Intel', script = 'products', model = name, intel = true }
+    end
+  end
+  return list
+end
+
+return {
+  title = 'Products of expert layers, 2,048 tokens, balanced; share of the FMA peak',
+  run = function(b)
+    for _, dtype in ipairs { 'f32', 'bf16' } do
+      for _, experts in ipairs { 8, 32, 128 } do
+        for _, top_k in ipairs { 2, 8 } do
+          local ids = routing.ids('balanced', TOKENS, experts, top_k)
+          for _, matrix in ipairs(MATRICES) do
+            for _, form in ipairs { 'y', 'dx', 'dw' } do
+              local inputs, outputs = matrix[2], matrix[3]
+              local gflop = 2e-9 * TOKENS * top_k * inputs * outputs
+              b:compare {
+                name = ('%s %s E %d k %d'):format(matrix[1], form, experts, top_k), dtype = dtype,
+                fields = { experts = experts, top_k = top_k, dtype = dtype }, quick = experts <= 32 and top_k == 2,
+                job = { tokens = TOKENS, experts = experts, top_k = top_k, ids = ids, inputs = inputs, outputs = outputs, form = form,
+                  dtype = dtype },
+                program = 'products', peers = peers(dtype), unit = 'GFLOP/s', parts = { 'product' },
+                value = function(_, result) return gflop / result.product * 1e3 end,
+                limit = function(own, limits) return gflop / own.product * 1e3 / limits[dtype] end,
+              }
+            end
+          end
+        end
+      end
+    end
+  end,
+}
