@@ -1,6 +1,7 @@
 /* sort.c - sort and topk. Every value becomes an unsigned 64-bit key whose order is the wanted
  * one (NaN greatest, -0 equal to 0), so one stable merge sort serves all dtypes and both
- * directions. topk keeps the k best of a row in a short sorted list: k is small. */
+ * directions. topk keeps the k best of a row in a short sorted list: k is small, and most of a
+ * long row is passed over in blocks of which none is better than the list's last. */
 #include "kernels/cpu/cpu.h"
 
 #include <string.h>
@@ -78,6 +79,42 @@ int lm_cpu_sort(int dtype, int64_t rows, int64_t n, int descending, void *values
     return failed ? LM_KERNEL_EOOM : LM_KERNEL_OK;
 }
 
+enum { BLOCK = 128 };
+
+/* Whether one of the n is greater than `least`, or NaN. */
+LM_CLONES static int any_above(const float *x, int64_t n, float least) {
+    int any = 0;
+    for (int64_t i = 0; i < n; i++) any |= !(x[i] <= least);
+    return any;
+}
+
+/* The k best of x[at..at + n) into the sorted list `best` of `have`; how many it has then. */
+static int64_t merge_best(item *best, int64_t have, int64_t k, int dtype, const void *x,
+                          int64_t row, int64_t at, int64_t n) {
+    for (int64_t i = at; i < at + n; i++) {
+        uint64_t key = key_of(dtype, x, row + i);
+        if (have == k && key <= best[k - 1].key) continue;
+        int64_t j = have < k ? have++ : k - 1;
+        for (; j > 0 && best[j - 1].key < key; j--) best[j] = best[j - 1];
+        best[j] = (item){key, i};
+    }
+    return have;
+}
+
+static void best_of_row(item *best, int64_t k, int dtype, const void *x, int64_t row,
+                        int64_t n) {
+    float buf[BLOCK];
+    int64_t have = 0;
+    for (int64_t at = 0; at < n; at += BLOCK) {
+        int64_t len = lm__min(BLOCK, n - at);
+        if (have == k && lm__is_float(dtype)) {
+            float least = *lm__load(dtype, x, row + best[k - 1].index, 1, buf);
+            if (!any_above(lm__load(dtype, x, row + at, len, buf), len, least)) continue;
+        }
+        have = merge_best(best, have, k, dtype, x, row, at, len);
+    }
+}
+
 int lm_cpu_topk(int dtype, int64_t rows, int64_t n, int64_t k, void *values, int64_t *index,
                 const void *x) {
     if (k < 0 || k > n) return LM_KERNEL_EARG;
@@ -96,16 +133,7 @@ int lm_cpu_topk(int dtype, int64_t rows, int64_t n, int64_t k, void *values, int
                 for (int64_t i = 0; i < n; i++)
                     best[i] = (item){~key_of(dtype, x, r * n + i), i};
                 found = merge_sort(best, best + n, n);
-            } else {
-                int64_t have = 0;
-                for (int64_t i = 0; i < n; i++) {
-                    uint64_t key = key_of(dtype, x, r * n + i);
-                    if (have == k && key <= best[k - 1].key) continue;
-                    int64_t j = have < k ? have++ : k - 1;
-                    for (; j > 0 && best[j - 1].key < key; j--) best[j] = best[j - 1];
-                    best[j] = (item){key, i};
-                }
-            }
+            } else best_of_row(best, k, dtype, x, r * n, n);
             for (int64_t i = 0; i < k; i++) {
                 index[r * k + i] = found[i].index;
                 move_value(dtype, values, r * k + i, x, r * n + found[i].index);

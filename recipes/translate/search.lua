@@ -6,24 +6,25 @@ local dist = lumoe.dist
 local search = {}
 local NEVER = -1e30
 
--- Caches and memory follow the hypotheses: row i becomes what row order[i] was.
-local function reorder(caches, order)
+-- Caches follow the hypotheses, those of the memory the sentences: row i becomes what row order[i] was.
+local function reorder(caches, part, order)
   for _, cache in ipairs(caches) do
-    for _, part in pairs(cache) do
-      for _, side in ipairs { 'k', 'v' } do
-        local before = part[side]
-        part[side] = lumoe.keep(before:index_select(0, order))
-        before:dispose()
-      end
+    for _, side in ipairs { 'k', 'v' } do
+      local before = cache[part][side]
+      cache[part][side] = lumoe.keep(before:index_select(0, order))
+      before:dispose()
     end
   end
 end
 
-local function repeated(x, times) -- [B, ..] to [B · times, ..], each row `times` times
-  local shape = x:shape_table()
-  local wide = { shape[1], times, unpack(shape, 2) }
-  local flat = { shape[1] * times, unpack(shape, 2) }
-  return x:unsqueeze(1):expand(wide):reshape(flat)
+local function ids(list) return lumoe.tensor(list, { dtype = 'i32' }) end
+
+-- Whether it is 0, 1, .. n - 1.
+local function as_it_was(order, n)
+  for i = 1, n do
+    if order[i] ~= i - 1 then return false end
+  end
+  return #order == n
 end
 
 -- How many pieces each sentence may have: its own affair, whatever the batch holds besides.
@@ -56,42 +57,44 @@ function search.beam(model, batch, opts)
   local B = batch.src:size(0)
   local limits = limits_of(batch, opts.max_len)
 
-  local memory = repeated((model:encode(batch.src, batch.src_tags)), beam)
-  local memory_valid = repeated(batch.src_tags.valid, beam)
+  local memory, memory_valid = model:encode(batch.src, batch.src_tags), batch.src_tags.valid
   local caches = {}
   for i = 1, #model.decoder do caches[i] = {} end
 
   -- At first only the first beam of each sentence is alive: the others would be copies of it.
   local scores = lumoe.full({ B, beam }, NEVER)
   if B > 0 then scores[{ {}, { 0, 1 } }] = 0 end
-  local last = repeated(batch.start, beam):reshape(B * beam, 1)
+  local last = batch.start:unsqueeze(1):expand(B, beam):reshape(B * beam, 1)
   local live = {}   -- rows (s - 1) · beam to s · beam - 1 are the beams of sentence live[s]
   local pieces = {} -- row -> its pieces so far, as a linked list {before, piece}
   local best = {}   -- sentence -> { score, list }
   for b = 1, B do live[b] = b end
 
   -- One position: the 2 · beam best continuations of each sentence (so that beams remain when half of them
-  -- end) as Lua numbers. What else it makes, logits above all, goes with its scope.
+  -- end) as Lua numbers: their scores; where each is among the `width` best of its sentence's hypotheses; the pieces
+  -- of those. What else it makes, logits above all, goes with its scope.
   local function continuations(position)
     local rows = #live * beam
     local x = model:decode(last, opts.tags and opts.tags(rows, position - 1), memory, memory_valid, caches)
-    local log_p = model:logits(x):float():log_softmax(-1)
-    local V = log_p:size(-1)
-    local top, ids = (log_p:reshape(#live, beam, V) + scores:unsqueeze(2)):reshape(#live, beam * V):topk(2 * beam)
-    return top:totable(), ids:totable(), V
+    local logits = model:logits(x):select(1, 0):float()
+    local width = math.min(2 * beam, logits:size(-1))
+    local best_logits, candidates = logits:topk(width)
+    local log_p = best_logits - logits:logsumexp(-1):unsqueeze(-1)
+    local top, at = (log_p + scores:reshape(rows, 1)):reshape(#live, beam * width):topk(math.min(2 * beam, beam * width))
+    return top:totable(), at:totable(), candidates:totable(), width
   end
 
   local position = 0
   repeat
     position = position + 1
-    local top_list, id_list, V = lumoe.scope(continuations, position)
+    local top_list, at_list, candidates, width = lumoe.scope(continuations, position)
     local norm = ((5 + position) / 6) ^ alpha
-    local still, order, next_last, next_scores, next_pieces = {}, {}, {}, {}, {}
+    local still, stays, order, next_last, next_scores, next_pieces = {}, {}, {}, {}, {}, {}
     for s, b in ipairs(live) do
       local kept, done = {}, position >= limits[b]
-      for j = 1, 2 * beam do
-        local score, id = top_list[s][j], id_list[s][j]
-        local row, piece = (s - 1) * beam + math.floor(id / V), id % V
+      for j, score in ipairs(top_list[s]) do
+        local row = (s - 1) * beam + math.floor(at_list[s][j] / width)
+        local piece = candidates[row + 1][at_list[s][j] % width + 1]
         if score > NEVER / 2 and piece == eos then
           if j <= beam and (not best[b] or score / norm > best[b].score) then
             best[b] = { score = score / norm, list = pieces[row] }
@@ -108,12 +111,14 @@ function search.beam(model, batch, opts)
         order[#order + 1], next_last[#next_last + 1] = hypothesis.row, hypothesis.list.piece
         next_scores[#next_scores + 1], next_pieces[#order - 1] = hypothesis.score, hypothesis.list
       end
-      if not done then still[#still + 1] = b end
+      if not done then still[#still + 1], stays[#stays + 1] = b, s - 1 end
     end
-    local chosen = lumoe.tensor(order, { dtype = 'i32' })
-    reorder(caches, chosen)
-    if #still < #live then memory_valid = memory_valid:index_select(0, chosen) end
-    last = lumoe.tensor(next_last, { dtype = 'i32' }):reshape(#order, 1)
+    if not as_it_was(order, #live * beam) then reorder(caches, 'own', ids(order)) end
+    if #still < #live then
+      reorder(caches, 'cross', ids(stays))
+      memory_valid = memory_valid:index_select(0, ids(stays))
+    end
+    last = ids(next_last):reshape(#order, 1)
     scores = lumoe.tensor(next_scores):reshape(#still, beam)
     live, pieces = still, next_pieces
   until dist.reduce_number(#live, 'max') == 0

@@ -62,23 +62,33 @@ local function append(cache, k, v)
   return cache.k:narrow(2, 0, to), cache.v:narrow(2, 0, to)
 end
 
---- Attends from x to itself, or to opts.memory.
----@param x lumoe.Tensor  [B, Tq, dim]
+-- Rows that share a memory become positions of one row: to a memory, all positions look alike.
+local function shared(x, memories)
+  local rows = x:size(0)
+  if memories == 0 or rows % memories ~= 0 then
+    status.argument('nn.MultiheadAttention: %d rows cannot share %d memories', rows, memories)
+  end
+  return x:reshape(memories, rows / memories * x:size(1), x:size(2))
+end
+
+--- Attends from x to itself, or to opts.memory, which n rows of x in turn may share: the hypotheses of one sentence.
+---@param x lumoe.Tensor  [B, Tq, dim]; [n · B, Tq, dim] where B memories serve n rows each
 ---@param opts? table  causal; key_mask u8 [B, Tk], 1 = may be seen; memory [B, Tk, dim] (cross);
 --   cache: a table, `{ length = 0 }` at first, that generation hands back at every position
 ---@return lumoe.Tensor   [B, Tq, dim]
 function Attention:forward(x, opts)
   opts = opts or {}
-  local cache = opts.cache
+  local cache, shape = opts.cache, x:shape_table()
   local q, k, v
   if self.cross then
-    q = heads_of(self, self.query(x), 1)
     if cache and cache.k then
       k, v = cache.k, cache.v
     else
       k, v = heads_of(self, self.key_value(opts.memory), 2)
       if cache then cache.k, cache.v = autograd.keep(k:contiguous()), autograd.keep(v:contiguous()) end
     end
+    if k:size(0) ~= shape[1] then x = shared(x, k:size(0)) end
+    q = heads_of(self, self.query(x), 1)
   else
     q, k, v = heads_of(self, self.query_key_value(x), 3)
     if self.rope then
@@ -88,7 +98,7 @@ function Attention:forward(x, opts)
     if cache then k, v = append(cache, k, v) end
   end
   local y = q:attention(k, v, { key_mask = opts.key_mask, causal = opts.causal })
-  return self.output(y:transpose(1, 2):reshape(x:size(0), x:size(1), self.heads * self.head_dim))
+  return self.output(y:transpose(1, 2):reshape(shape[1], shape[2], self.heads * self.head_dim))
 end
 
 return Attention

@@ -69,7 +69,7 @@ function Decoder:init(opts)
   self.cross_attention = Attention { opts.dim, opts.heads, cross = true, mesh = opts.mesh }
 end
 
---- memory: [B, S, dim] with memory_valid u8 [B, S]. cache: `{}` at first, for generation one position at a time.
+--- memory: [B, S, dim] with memory_valid u8 [B, S], or fewer, each for as many rows of x in turn. cache: `{}` at first, for generation one position at a time.
 ---@return lumoe.Tensor x, lumoe.Tensor? aux
 function Decoder:forward(x, tags, memory, memory_valid, cache)
   if self.recompute and not cache then return recompute(self.block, self, x, tags, memory, memory_valid) end

@@ -121,6 +121,21 @@ describe('nn.MultiheadAttention', function()
     end)
   end)
 
+  it('lets rows share a memory, with a cache and without', function()
+    local layer = random_biases(nn.MultiheadAttention { DIM, HEADS, cross = true })
+    local rows = lumoe.randn(3 * B, T, DIM)
+    local mask = lumoe.tensor({ { 0, 1, 0, 1, 1, 1, 0 }, { 1, 0, 0, 0, 0, 0, 1 } }, { dtype = 'u8' })
+    local third = lumoe.tensor({ 0, 0, 0, 1, 1, 1 }, { dtype = 'i32' }) -- the memory of each row
+    local want = numbers(layer(rows, { memory = memory:index_select(0, third), key_mask = mask:index_select(0, third) }))
+    near(want, numbers(layer(rows, { memory = memory, key_mask = mask })), 1e-5)
+    lumoe.no_grad(function()
+      local cache = {}
+      for _ = 1, 2 do near(want, numbers(layer(rows, { memory = memory, key_mask = mask, cache = cache })), 1e-5) end
+      assert.equal(B, cache.k:size(0))
+    end)
+    assert.error_matches(function() layer(lumoe.randn(3, T, DIM), { memory = memory }) end, '3 rows cannot share 2 memories')
+  end)
+
   it('gives every parameter a gradient that central differences agree with', function()
     local layer = random_biases(nn.MultiheadAttention { DIM, HEADS, rope = true })
     local pull = lumoe.randn(B, T, DIM)
