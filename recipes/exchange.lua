@@ -14,19 +14,22 @@
 -- Ends with 1 when a counter is not what counting the routes by hand gives, or `turning` misses its closed form.
 local lumoe = require 'lumoe'
 local argparse = require 'argparse'
-local cjson = require 'cjson'
-local utils = require 'pl.utils'
+local count = require('recipes.translate.options').count
+local figures = require 'recipes.figures'
 local dist, moe = lumoe.dist, lumoe.moe
 local placement = moe.policies.placement
 
 local p = argparse('lumoe recipes/exchange.lua', 'Rows, bytes and messages of the exchanges of an MoE layer.')
-p:option('--experts', 'Experts (64)', '64'):convert(tonumber)
-p:option('--top-k', 'Experts of a token (8)', '8'):convert(tonumber)
-p:option('--dim', 'Size of a token (16)', '16'):convert(tonumber)
-p:option('--tokens', 'Of each rank (256)', '256'):convert(tonumber)
+p:option('--experts', 'Experts (64)', '64'):convert(count(1)):argname 'N'
+p:option('--top-k', 'Experts of a token (8)', '8'):convert(count(1)):argname 'N'
+p:option('--dim', 'Size of a token (16)', '16'):convert(count(1)):argname 'N'
+p:option('--tokens', 'Of each rank (256)', '256'):convert(count(1)):argname 'N'
 p:option('--routing', 'turning, random, skewed or grouped; may be given again (all)'):count '*'
-p:option('--json', 'Where the figures go as well')
+  :choices { 'turning', 'random', 'skewed', 'grouped' }
+p:option('--json', 'Where the figures go as well'):argname 'FILE'
 local opts = p:parse()
+if opts.top_k > opts.experts then p:error(('--top-k %d: there are only %d experts'):format(opts.top_k, opts.experts)) end
+local write = figures(opts.json)
 
 local EXPERTS, K, DIM, TOKENS = opts.experts, opts.top_k, opts.dim, opts.tokens
 local rank, ranks = dist.rank(), dist.world_size()
@@ -112,10 +115,17 @@ local function none_of(m, n, k)
   return share
 end
 
+-- Rows of a dispatch: in expectation where routing is random; nil where it says nothing.
 local function closed_form(routing, once)
-  local all = TOKENS * ranks
-  if once and routing == 'random' then return all * (ranks - 1) * (1 - none_of(EXPERTS / ranks, EXPERTS, K)) end
-  return (once and math.min(K, ranks) or K) * all * (1 - 1 / ranks)
+  local others = TOKENS * (ranks - 1) -- tokens of the other ranks, for each
+  if not once then return K * others end
+  if routing == 'random' then
+    local rows = 0
+    for r = 0, ranks - 1 do rows = rows + others * (1 - none_of(select(2, dist.share(EXPERTS, r, ranks)), EXPERTS, K)) end
+    return rows
+  end
+  local even = EXPERTS % K == 0 and EXPERTS % ranks == 0 -- then a token's experts are on as many ranks as can be
+  return even and math.min(K, ranks) * others or nil
 end
 
 -- ---- the figures ---------------------------------------------------------------------------
@@ -152,7 +162,7 @@ local function measure(routing, name, exchange, owner)
       end
     end
   end
-  if exchange.way == nil and not owner and (routing == 'turning' or routing == 'random') then
+  if not (exchange.way or exchange.shadow or owner) and (routing == 'turning' or routing == 'random') then
     row.expected = closed_form(routing, exchange.once)
   end
   row.ok = sum(1 - right) == 0 and (routing ~= 'turning' or row.expected == nil or row.rows == row.expected)
@@ -179,6 +189,6 @@ for _, routing in ipairs(ROUTINGS) do
     end
   end
 end
-if lead and opts.json then utils.writefile(opts.json, cjson.encode(list)) end
+write(list)
 dist.barrier()
 os.exit(ok and 0 or 1, true)

@@ -1,6 +1,7 @@
 --- What recipes/exchange.lua says of eight ranks that take themselves for two hosts.
 local cjson = require 'cjson'
 local file = require 'pl.file'
+local run = require 'tests.recipes.run'
 
 local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
 
@@ -59,5 +60,36 @@ describe('the exchange of eight ranks, 64 experts, top 8', function()
     local both = by.random['once, two_level']
     assert.is_true(both.host_bytes < 0.45 * by.random.once.host_bytes)
     assert.is_true(both.host_messages < 0.3 * by.random.once.host_messages)
+  end)
+end)
+
+describe('recipes/exchange.lua', function()
+  it('holds where experts, ranks and top k do not divide each other', function()
+    for _, numbers in ipairs { '--experts 2 --top-k 2 --tokens 20', '--experts 10 --top-k 3 --tokens 1' } do
+      local code, output = run.shell(run.command('recipes/exchange.lua', numbers, { ranks = 3 }))
+      assert.equal(0, code, output)
+      assert.matches('random +once ', output)
+    end
+  end)
+
+  it('expects of random routing what there is, with shares that differ', function()
+    local json = os.tmpname()
+    finally(function() os.remove(json) end)
+    assert.equal(0, (run.shell(run.command('recipes/exchange.lua', '--experts 2 --top-k 2 --tokens 20 --routing random --json ' .. json,
+      { ranks = 3 }))))
+    local once = cjson.decode(file.read(json))[2]
+    assert.same({ 'once', 80, 80 }, { once.exchange, once.rows, once.expected }) -- two ranks have one expert each, one has none
+  end)
+
+  it('says what is wrong with its options', function()
+    for options, want in pairs {
+      ['--experts 4 --top-k 5'] = '--top-k 5: there are only 4 experts', ['--top-k 0'] = "'0' is not a whole number",
+      ['--tokens x'] = "'x' is no number", ['--routing even'] = "must be one of 'turning'",
+      ['--json /no/such'] = 'lumoe: --json /no/such: No such file or directory',
+    } do
+      local code, output, errors = run.shell(run.command('recipes/exchange.lua', options))
+      assert.same({ 1, '' }, { code, output })
+      assert.truthy(errors:find(want, 1, true), errors)
+    end
   end)
 end)
