@@ -9,12 +9,24 @@
 local lumoe = require 'lumoe'
 local cjson = require 'cjson'
 local options = require 'recipes.check_layouts.options'
+local figures = require 'recipes.figures'
 local LanguageModel = require 'recipes.check_layouts.model'
 local utils = require 'pl.utils'
 local dist = lumoe.dist
 
 local opts = options.parse(arg)
 local lead, size = dist.rank() == 0, dist.world_size()
+
+-- layout -> bits of an earlier run; read first, as --json may name the same file.
+local function earlier(file)
+  local ok, rows = pcall(cjson.decode, utils.readfile(file) or lumoe.refuse('--same-as %s: cannot be read', file))
+  if not ok or type(rows) ~= 'table' then lumoe.refuse('--same-as %s: not what --json writes', file) end
+  local bits = {}
+  for _, row in ipairs(rows) do bits[row.layout] = row.bits end
+  return bits
+end
+
+local before, write = opts.same_as and earlier(opts.same_as), figures(opts.json)
 
 io.stdout:setvbuf 'line'
 local function say(format, ...)
@@ -49,27 +61,24 @@ local report = dist.check_layouts {
   end,
 }
 
-if lead and opts.json then
-  local list = setmetatable({}, cjson.array_mt)
-  for i, row in ipairs(report.rows) do list[i] = row end
-  utils.writefile(opts.json, cjson.encode(list))
+-- A row for JSON, which knows no number that is none.
+local function plain(row)
+  local copy = {}
+  for name, value in pairs(row) do copy[name] = type(value) == 'number' and value - value ~= 0 and cjson.null or value end
+  return copy
 end
 
--- Layouts whose bits are not those of an earlier run.
-local function changed(file)
-  local before, list = {}, {}
-  for _, row in ipairs(cjson.decode(utils.readfile(file))) do before[row.layout] = row.bits end
-  for _, row in ipairs(report.rows) do
-    if before[row.layout] ~= row.bits then list[#list + 1] = row.layout end
-  end
-  return list
+local list, other = {}, {}
+for i, row in ipairs(report.rows) do
+  list[i] = plain(row)
+  if before and before[row.layout] ~= row.bits then other[#other + 1] = row.layout end
 end
+write(#list > 0 and list or cjson.empty_array)
 
 local wrong = 0
 for _, row in ipairs(report.rows) do wrong = wrong + (row.ok and 0 or 1) end
 say('%d layouts of %d rank%s: %d the same as one process, %d not; %d not examined', #report.rows, size, size == 1 and '' or 's',
   #report.rows - wrong, wrong, #report.refused)
-local other = opts.same_as and changed(opts.same_as) or {}
 if opts.same_as then say('%d of them to other bits than in %s', #other, opts.same_as) end
 for _, name in ipairs(other) do say('%s: other bits', name) end
 dist.barrier()

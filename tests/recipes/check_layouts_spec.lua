@@ -38,15 +38,27 @@ describe('recipes/check_layouts.lua', function()
     rows[1].bits = ('0'):rep(16)
     utils.writefile(file, cjson.encode(rows))
     code, output = run.shell(run.command('recipes/check_layouts.lua', TINY .. '--steps 1 --noise 1 --only "'
-      .. rows[1].layout .. '" --same-as ' .. file, how))
+      .. rows[1].layout .. '" --same-as ' .. file .. ' --json ' .. file, how)) -- compared before it is written
     assert.equal(1, code)
     assert.matches('1 of them to other bits', output)
+    assert.not_equal(('0'):rep(16), cjson.decode(utils.readfile(file))[1].bits)
   end)
 
   it('ends with 1 when nothing was examined', function()
     local code, output = run.shell(run.command('recipes/check_layouts.lua', TINY .. '--only nonsense'))
     assert.equal(1, code)
     assert.matches('^0 layouts of 1 rank', output)
+  end)
+
+  it('refuses files before it runs', function()
+    for options, want in pairs {
+      ['--json /no/such'] = '--json /no/such: No such file or directory',
+      ['--same-as /no/such'] = '--same-as /no/such: cannot be read',
+      ['--same-as recipes/check_layouts.lua'] = '--same-as recipes/check_layouts.lua: not what --json writes',
+    } do
+      local code, output, errors = run.shell(run.command('recipes/check_layouts.lua', options))
+      assert.same({ 1, '', 'lumoe: ' .. want .. '\n' }, { code, output, errors })
+    end
   end)
 
   it('says what is wrong with its options', function()
