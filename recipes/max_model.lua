@@ -7,15 +7,15 @@
 -- What grows is the number of experts of each layer. Parameters and activations are bf16; gradients, AdamW's two
 -- moments and the masters f32. Memory is that of lumoe.memory on the rank that has most of it in use.
 local lumoe = require 'lumoe'
-local json = require 'lumoe.data.json'
+local figures = require 'recipes.figures'
 local modes = require 'recipes.max_model.modes'
 local options = require 'recipes.max_model.options'
 local search = require 'recipes.max_model.search'
 local trial = require 'recipes.max_model.trial'
-local file = require 'pl.file'
 local tablex = require 'pl.tablex'
 
 local opts = options.parse(arg)
+local write = figures(opts.json)
 local ranks, lead = lumoe.dist.world_size(), lumoe.dist.rank() == 0
 
 local function say(format, ...)
@@ -73,4 +73,4 @@ for i, mode in ipairs(wanted) do
   end
   results[i] = r
 end
-if lead and opts.json then assert(file.write(opts.json, json.encode(results) .. '\n')) end
+write(results)

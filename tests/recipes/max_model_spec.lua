@@ -79,6 +79,8 @@ describe('recipes/max_model.lua', function()
     local code, _, errors = run.shell(run.command('recipes/max_model.lua', '--limit much'))
     assert.equal(1, code)
     assert.matches("'much' is not a size as 256MiB", errors)
+    assert.equal('lumoe: --json /no/such: No such file or directory\n',
+      (select(3, run.shell(run.command('recipes/max_model.lua', '--json /no/such')))))
     assert.matches("no mode 'DP'; there are EP,", (select(3, run.shell(run.command('recipes/max_model.lua', '--modes DP')))))
   end)
 end)
