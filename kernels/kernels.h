@@ -37,7 +37,7 @@ enum {
     LM_SQRT,  /* y */
     LM_RSQRT, /* y */
     LM_ABS,
-    LM_RELU,
+    LM_RELU,      /* y */
     LM_GELU,      /* with erf, as PyTorch's approximate='none' */
     LM_GELU_TANH, /* PyTorch's approximate='tanh' */
     LM_SILU,

@@ -171,7 +171,7 @@ bool lm__wants(const lm_node *n, int input) { return n->edge[input].node != NULL
 
 /* ---- giving gradients ---- */
 
-static bool ours_alone(const lm_tensor *t) {
+bool lm__ours_alone(const lm_tensor *t) {
     return t->refs == 1 && t->storage->refs == 1 && lm_tensor_is_contiguous(t);
 }
 
@@ -202,13 +202,13 @@ static int give_leaf(const char *op, lm_tensor *leaf, lm_tensor *g) {
     int st = LM_OK;
     if (leaf->grad) { /* set by the user in another form: replaced by the sum */
         st = lm__tensor_dense(leaf->grad, LM_F32, &own);
-        if (st == LM_OK && !ours_alone(own)) {
+        if (st == LM_OK && !lm__ours_alone(own)) {
             lm_tensor *sum;
             st = lm_add(own, g, &sum);
             lm_tensor_release(own);
             own = sum;
         } else if (st == LM_OK) st = add_into(own, g);
-    } else if (g->dtype == LM_F32 && ours_alone(g)) {
+    } else if (g->dtype == LM_F32 && lm__ours_alone(g)) {
         lm_tensor_retain(own = g);
     } else {
         st = lm__tensor_like(leaf, LM_F32, &own);
@@ -272,8 +272,8 @@ int lm__give(lm_node *n, int input, lm_tensor *g) {
         return LM_OK;
     }
     int st;
-    if (ours_alone(*slot)) st = add_into(*slot, g);
-    else if (ours_alone(g)) {
+    if (lm__ours_alone(*slot)) st = add_into(*slot, g);
+    else if (lm__ours_alone(g)) {
         st = add_into(g, *slot);
         lm_tensor *t = *slot;
         *slot = g, g = t;
@@ -295,7 +295,7 @@ int lm__give_part(lm_node *n, int input, lm_tensor *part, const int64_t *stride,
     lm_tensor *whole = NULL, *view = NULL, *sum = NULL;
     lm_tensor *there = lm__node_is_leaf(e->node) ? NULL : e->node->grad[e->output];
     int st = LM_OK;
-    if (there && ours_alone(there)) lm_tensor_retain(whole = there);
+    if (there && lm__ours_alone(there)) lm_tensor_retain(whole = there);
     else {
         there = NULL;
         st = lm_tensor_full(part->dtype, e->ndim, e->shape, 0, &whole);
@@ -308,6 +308,13 @@ int lm__give_part(lm_node *n, int input, lm_tensor *part, const int64_t *stride,
     if (st == LM_OK && !there) return lm__give(n, input, whole);
     lm_tensor_release(whole);
     return st;
+}
+
+lm_tensor *lm__given(lm_node *n, int input, int dtype) {
+    const lm_edge *e = &n->edge[input];
+    if (!e->node || lm__node_is_leaf(e->node)) return NULL;
+    lm_tensor *there = e->node->grad[e->output];
+    return there && lm__ours_alone(there) && there->dtype == dtype ? there : NULL;
 }
 
 int lm__leaf_grad(lm_node *n, int input, lm_tensor **out, bool *fresh) {

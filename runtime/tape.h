@@ -61,6 +61,10 @@ int lm__give(lm_node *n, int input, lm_tensor *grad);
  * when it is contiguous); the rest of the gradient is 0. Borrows part. */
 int lm__give_part(lm_node *n, int input, lm_tensor *part, const int64_t *stride,
                   int64_t offset);
+/* What has been given to an input so far, where the gradient may be written in place: of the
+ * dtype, and nobody else's. Borrowed; NULL otherwise, and when nothing was given. */
+lm_tensor *lm__given(lm_node *n, int input, int dtype);
+bool lm__ours_alone(const lm_tensor *t); /* contiguous, and no other handle or view of it */
 /* The contiguous f32 gradient of a leaf input, for kernels that add into it (which saves a
  * buffer and a pass); NULL when the input is no leaf. Borrowed. *fresh: it was made just now
  * and holds nothing. */

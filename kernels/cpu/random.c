@@ -1,6 +1,5 @@
-/* random.c - random arrays and dropout. Number i is a function of (seed, stream, i) alone
- * (kernels/philox.h), so threads may take any part, and backward draws dropout's mask anew
- * instead of keeping it. */
+/* random.c - random arrays. Number i is a function of (seed, stream, i) alone
+ * (kernels/philox.h), so threads may take any part. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/philox.h"
 
@@ -38,12 +37,6 @@ static const uint32_t *words(uint32_t *buf, const lm_draw *d, uint64_t i, int64_
 LM_CLONES static void uniform_row(float *y, const uint32_t *w, float lo, float width,
                                   int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = lo + width * lm_philox_uniform(w[i]);
-}
-
-LM_CLONES static void dropout_row(float *y, const float *x, const uint32_t *w, uint32_t below,
-                                  float scale, int64_t n) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) y[i] = w[i] >= below ? x[i] * scale : 0.0f;
 }
 
 static uint64_t first_of_row(const lm_draw *d, int64_t r, int64_t n) {
@@ -115,27 +108,5 @@ int lm_cpu_random_bits(int64_t rows, int64_t n, uint32_t *out, const lm_draw *dr
             const uint32_t *w = words(buf, draw, first_of_row(draw, r, n) + (uint64_t)j, len);
             for (int64_t i = 0; i < len; i++) out[r * n + j + i] = w[i];
         }
-    return LM_KERNEL_OK;
-}
-
-int lm_cpu_dropout(int dtype, int64_t rows, int64_t n, void *y, const void *x, double p,
-                   const lm_draw *draw) {
-    if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
-    uint32_t below = p >= 1 ? UINT32_MAX : (uint32_t)(p * 4294967296.0);
-    float scale = p >= 1 ? 0.0f : (float)(1 / (1 - p));
-    lm_draw d;
-    uint64_t start = draw->row_ids ? 0 : (uint64_t)draw->first * (uint64_t)n;
-    join_rows(draw, &rows, &n, &d);
-    int64_t pieces = lm__ceil_div(n, LM_CHUNK);
-#pragma omp parallel for schedule(static) num_threads(lm__threads(4 * rows * n))
-    for (int64_t t = 0; t < rows * pieces; t++) {
-        float in[LM_CHUNK], out[LM_CHUNK];
-        uint32_t buf[LM_CHUNK + 8];
-        int64_t r = t / pieces, j = t % pieces * LM_CHUNK, len = lm__min(LM_CHUNK, n - j);
-        const uint32_t *w = words(buf, &d, start + first_of_row(&d, r, n) + (uint64_t)j, len);
-        float *to = lm__open(dtype, y, r * n + j, out);
-        dropout_row(to, lm__load(dtype, x, r * n + j, len, in), w, below, scale, len);
-        lm__close(dtype, y, r * n + j, len, to);
-    }
     return LM_KERNEL_OK;
 }

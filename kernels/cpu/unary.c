@@ -69,7 +69,7 @@ static const struct {
     [LM_SQRT] = {sqrt_fwd, sqrt_bwd, 1},
     [LM_RSQRT] = {rsqrt_fwd, rsqrt_bwd, 1},
     [LM_ABS] = {abs_fwd, abs_bwd, 0},
-    [LM_RELU] = {relu_fwd, relu_bwd, 0},
+    [LM_RELU] = {relu_fwd, relu_bwd, 1},
     [LM_GELU] = {gelu_fwd, gelu_bwd, 0},
     [LM_GELU_TANH] = {gelu_tanh_fwd, gelu_tanh_bwd, 0},
     [LM_SILU] = {silu_fwd, silu_bwd, 0},

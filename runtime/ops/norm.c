@@ -3,41 +3,68 @@
  *   layer_norm  y = (x - mean) rstd weight + bias,  rstd = 1 / sqrt(var + eps)
  *   rms_norm    y = x rstd weight,                  rstd = 1 / sqrt(mean(x^2) + eps)
  *
- * Inside it is all f32; mean and rstd, one number a row, are saved for backward. */
-#include "runtime/ops/op.h"
+ * Inside it is all f32; mean and rstd, one number a row, are saved for backward. A pre-norm
+ * layer's residual, x = a + dropout(h), goes with the norm that follows: one pass each way. */
+#include "runtime/ops/dropout.h"
 
-enum { X, WEIGHT, MEAN, RSTD }; /* saved */
+enum { X, WEIGHT, MEAN, RSTD, MASK }; /* saved; i[0]: 1 for layer_norm; f[0]: p */
 
 static float *floats(const lm_tensor *t) { return t ? (float *)(void *)t->data : NULL; }
 static void *data(const lm_tensor *t) { return t ? t->data : NULL; }
 
-static int norm_backward(lm_node *n) { /* inputs x, weight, bias; i[0]: 1 for layer_norm */
-    lm_tensor *x, *weight, *mean, *rstd, *dy = NULL, *dx = NULL, *dw = NULL, *db = NULL;
-    bool layer = n->i[0] != 0;
-    int st = lm__saved(n, X, &x);
-    if (st == LM_OK) st = lm__saved(n, WEIGHT, &weight);
-    if (st == LM_OK) st = lm__saved(n, MEAN, &mean);
-    if (st == LM_OK) st = lm__saved(n, RSTD, &rstd);
-    if (st != LM_OK) return st;
-    int64_t rows = lm__rows(x), width = lm__width(x);
-    st = lm__tensor_dense(lm__grad(n, 0), x->dtype, &dy);
-    if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &dx);
-    if (st == LM_OK && lm__wants(n, 1)) st = lm_tensor_new(LM_F32, 1, &width, &dw);
-    if (st == LM_OK && lm__wants(n, 2)) st = lm_tensor_new(LM_F32, 1, &width, &db);
-    if (st == LM_OK) {
-        int w_dtype = weight ? weight->dtype : LM_F32;
-        st = layer ? lm__ran(n->op, lm__kernels(x)->layer_norm_bwd(
-                                        x->dtype, rows, width, dx->data, floats(dw), floats(db),
-                                        dy->data, x->data, floats(mean), floats(rstd),
-                                        data(weight), w_dtype))
-                   : lm__ran(n->op, lm__kernels(x)->rms_norm_bwd(
-                                        x->dtype, rows, width, dx->data, floats(dw), dy->data,
-                                        x->data, floats(rstd), data(weight), w_dtype));
+/* What backward starts from: dy, x and room for the gradients of weight and bias, which are
+ * inputs number `weight` and the next. */
+typedef struct {
+    lm_tensor *x, *weight, *mean, *rstd, *mask, *dy, *dw, *db;
+} saved;
+
+static int restore(lm_node *n, saved *s, lm_tensor *dy, int weight) {
+    int64_t width;
+    int st = lm__saved(n, X, &s->x);
+    if (st == LM_OK) st = lm__saved(n, WEIGHT, &s->weight);
+    if (st == LM_OK) st = lm__saved(n, MEAN, &s->mean);
+    if (st == LM_OK) st = lm__saved(n, RSTD, &s->rstd);
+    if (st == LM_OK) st = lm__saved(n, MASK, &s->mask);
+    if (st != LM_OK || !dy) return st;
+    width = lm__width(s->x);
+    st = lm__tensor_dense(dy, s->x->dtype, &s->dy);
+    if (st == LM_OK && lm__wants(n, weight)) st = lm_tensor_new(LM_F32, 1, &width, &s->dw);
+    if (st == LM_OK && lm__wants(n, weight + 1)) st = lm_tensor_new(LM_F32, 1, &width, &s->db);
+    return st;
+}
+
+/* dsum and dh may be NULL */
+static int gradients(const lm_node *n, const saved *s, lm_tensor *dx, const lm_tensor *dsum,
+                     lm_tensor *dh) {
+    const lm_tensor *x = s->x;
+    return lm__ran(n->op,
+                   lm__kernels(x)->norm_bwd(x->dtype, lm__rows(x), lm__width(x), dx->data,
+                                            floats(s->dw), floats(s->db), s->dy->data, x->data,
+                                            floats(s->mean), floats(s->rstd), data(s->weight),
+                                            s->weight ? s->weight->dtype : LM_F32, data(dsum),
+                                            data(dh), lm__mask_bits(s->mask), n->f[0]));
+}
+
+/* The last step: gradients of weight and bias. */
+static int give_affine(int st, lm_node *n, saved *s, int weight) {
+    lm_tensor_release(s->dy);
+    st = lm__give_result(st, n, weight, s->dw);
+    return lm__give_result(st, n, weight + 1, s->db);
+}
+
+static int norm_backward(lm_node *n) { /* inputs x, weight, bias */
+    saved s = {NULL};
+    lm_tensor *dx = NULL, *there = NULL;
+    int st = restore(n, &s, lm__grad(n, 0), 1);
+    if (st == LM_OK) there = lm__given(n, 0, s.x->dtype);
+    if (there) { /* a residual's gradient, as a rule: what is new is added in the same pass */
+        st = gradients(n, &s, there, there, NULL);
+        return give_affine(st, n, &s, 1);
     }
-    lm_tensor_release(dy);
+    if (st == LM_OK) st = lm__tensor_like(s.x, s.x->dtype, &dx);
+    if (st == LM_OK) st = gradients(n, &s, dx, NULL, NULL);
     st = lm__give_result(st, n, 0, dx);
-    st = lm__give_result(st, n, 1, dw);
-    return lm__give_result(st, n, 2, db);
+    return give_affine(st, n, &s, 1);
 }
 
 static int fits(const char *op, const char *what, const lm_tensor *x, const lm_tensor *w) {
@@ -49,43 +76,64 @@ static int fits(const char *op, const char *what, const lm_tensor *x, const lm_t
     return st;
 }
 
-static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
-                double eps, lm_tensor **out) {
+/* What forward makes besides its results. */
+typedef struct {
+    lm_tensor *weight, *bias, *mean, *rstd; /* dense */
+    int w_dtype;
+} prepared;
+
+static int prepare(const char *op, bool layer, const lm_tensor *x, lm_tensor *weight,
+                   lm_tensor *bias, prepared *p) {
     char xs[96];
-    int st = lm__floating(op, x);
-    if (st == LM_OK && x->ndim == 0)
+    int st = LM_OK;
+    if (x->ndim == 0)
         st = lm_fail(LM_ESHAPE, "%s: %s has no last dim", op, lm__describe(x, xs));
     if (st == LM_OK) st = fits(op, "weight", x, weight);
     if (st == LM_OK) st = fits(op, "bias", x, bias);
     if (st != LM_OK) return st;
+    int64_t rows = lm__rows(x);
+    p->w_dtype = weight ? weight->dtype : bias ? bias->dtype : LM_F32;
+    if (weight && bias && weight->dtype != bias->dtype) p->w_dtype = LM_F32;
+    if (weight) st = lm__tensor_dense(weight, p->w_dtype, &p->weight);
+    if (st == LM_OK && bias) st = lm__tensor_dense(bias, p->w_dtype, &p->bias);
+    if (st == LM_OK && layer) st = lm_tensor_new(LM_F32, 1, &rows, &p->mean);
+    if (st == LM_OK) st = lm_tensor_new(LM_F32, 1, &rows, &p->rstd);
+    return st;
+}
 
-    int64_t rows = lm__rows(x), width = lm__width(x);
-    int w_dtype = weight ? weight->dtype : bias ? bias->dtype : LM_F32;
-    if (weight && bias && weight->dtype != bias->dtype) w_dtype = LM_F32;
-    lm_tensor *dense = NULL, *w = NULL, *b = NULL, *mean = NULL, *rstd = NULL, *y = NULL;
+/* n may be NULL: nothing is recorded */
+static int save(lm_node *n, bool layer, lm_tensor *x, const prepared *p) {
+    if (n) n->i[0] = layer, n->f[0] = 0;
+    int st = lm__save(n, X, x);
+    if (st == LM_OK) st = lm__save(n, WEIGHT, p->weight);
+    if (st == LM_OK) st = lm__save(n, MEAN, p->mean);
+    if (st == LM_OK) st = lm__save(n, RSTD, p->rstd);
+    return st == LM_OK ? lm__save(n, MASK, NULL) : st;
+}
+
+static void release(prepared *p) {
+    lm_tensor_release(p->weight), lm_tensor_release(p->bias);
+    lm_tensor_release(p->mean), lm_tensor_release(p->rstd);
+}
+
+static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
+                double eps, lm_tensor **out) {
+    prepared p = {NULL};
+    lm_tensor *dense = NULL, *y = NULL;
     lm_node *n = NULL;
-    st = lm__tensor_dense(x, x->dtype, &dense);
-    if (st == LM_OK && weight) st = lm__tensor_dense(weight, w_dtype, &w);
-    if (st == LM_OK && bias) st = lm__tensor_dense(bias, w_dtype, &b);
-    if (st == LM_OK && layer) st = lm_tensor_new(LM_F32, 1, &rows, &mean);
-    if (st == LM_OK) st = lm_tensor_new(LM_F32, 1, &rows, &rstd);
+    int st = lm__floating(op, x);
+    if (st == LM_OK) st = prepare(op, layer, x, weight, bias, &p);
+    if (st == LM_OK) st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
     if (st == LM_OK)
-        st = layer ? lm__ran(op, lm__kernels(x)->layer_norm_fwd(
-                                     x->dtype, rows, width, y->data, floats(mean), floats(rstd),
-                                     dense->data, data(w), data(b), w_dtype, eps))
-                   : lm__ran(op, lm__kernels(x)->rms_norm_fwd(x->dtype, rows, width, y->data,
-                                                              floats(rstd), dense->data,
-                                                              data(w), w_dtype, eps));
+        st =
+            lm__ran(op, lm__kernels(x)->norm_fwd(x->dtype, lm__rows(x), lm__width(x), y->data,
+                                                 floats(p.mean), floats(p.rstd), dense->data,
+                                                 data(p.weight), data(p.bias), p.w_dtype, eps));
     if (st == LM_OK)
         st = lm__record(op, norm_backward, 3, (lm_tensor *[]){x, weight, bias}, 1, &y, &n);
-    if (n) n->i[0] = layer;
-    if (st == LM_OK) st = lm__save(n, X, dense);
-    if (st == LM_OK) st = lm__save(n, WEIGHT, w);
-    if (st == LM_OK) st = lm__save(n, MEAN, mean);
-    if (st == LM_OK) st = lm__save(n, RSTD, rstd);
-    lm_tensor_release(dense), lm_tensor_release(w), lm_tensor_release(b);
-    lm_tensor_release(mean), lm_tensor_release(rstd);
+    if (st == LM_OK) st = save(n, layer, dense, &p);
+    lm_tensor_release(dense), release(&p);
     return lm__finish(st, y, out);
 }
 
@@ -95,4 +143,75 @@ int lm_layer_norm(lm_tensor *x, lm_tensor *weight, lm_tensor *bias, double eps,
 }
 int lm_rms_norm(lm_tensor *x, lm_tensor *weight, double eps, lm_tensor **out) {
     return norm("rms_norm", false, x, weight, NULL, eps, out);
+}
+
+/* ---- sum = x + dropout(h), and its norm ---- */
+
+static int dropout_add_norm_backward(lm_node *n) { /* inputs h, x, weight, bias */
+    saved s = {NULL};
+    lm_tensor *given = lm__grad(n, 0), *dy = lm__grad(n, 1);
+    lm_tensor *dsum = NULL, *dx = NULL, *dh = NULL;
+    int st = restore(n, &s, dy, 2);
+    bool drops = st == LM_OK && s.mask && lm__wants(n, 0);
+    bool alone = given && st == LM_OK && lm__ours_alone(given) && given->dtype == s.x->dtype;
+    if (st == LM_OK && given) st = lm__tensor_dense(given, s.x->dtype, &dsum);
+    if (st == LM_OK && dy) { /* dx in dsum's place, where nobody else has that */
+        if (alone) lm_tensor_retain(dx = dsum);
+        else st = lm__tensor_like(s.x, s.x->dtype, &dx);
+        if (st == LM_OK && drops) st = lm__tensor_like(s.x, s.x->dtype, &dh);
+        if (st == LM_OK) st = gradients(n, &s, dx, dsum, dh);
+    } else if (st == LM_OK) { /* the norm was not used */
+        lm_tensor_retain(dx = dsum);
+        if (drops) st = lm__dropout_gradient(n->op, dx, s.mask, n->f[0], &dh);
+    }
+    lm_tensor_release(dsum);
+    if (st == LM_OK && !drops) lm_tensor_retain(dh = dx);
+    st = lm__give_result(st, n, 0, dh);
+    st = lm__give_result(st, n, 1, dx);
+    return give_affine(st, n, &s, 2);
+}
+
+static int dropout_add_norm(const char *op, bool layer, lm_tensor *h, lm_tensor *x,
+                            lm_tensor *weight, lm_tensor *bias, double eps, double p,
+                            double high, double low, lm_tensor *rows, lm_tensor **out_sum,
+                            lm_tensor **out) {
+    prepared with = {NULL};
+    lm_tensor *dh = NULL, *dx = NULL, *ids = NULL, *mask = NULL, *made[2] = {NULL, NULL};
+    lm_node *n = NULL;
+    lm_draw draw;
+    int st = lm__residual(op, h, x, &dh, &dx);
+    if (st == LM_OK) st = lm__dropout_draw(op, h, p, high, low, rows, &ids, &draw);
+    if (st == LM_OK) st = prepare(op, layer, x, weight, bias, &with);
+    for (int i = 0; i < 2 && st == LM_OK; i++) st = lm__tensor_like(dx, dx->dtype, &made[i]);
+    if (st == LM_OK && p > 0 && lm__grad_enabled() && h->requires_grad)
+        st = lm__dropout_mask(h, &mask);
+    if (st == LM_OK)
+        st = lm__ran(op, lm__kernels(x)->dropout_add_norm_fwd(
+                             dx->dtype, lm__rows(dx), lm__width(dx), made[0]->data,
+                             lm__mask_bits(mask), made[1]->data, floats(with.mean),
+                             floats(with.rstd), dx->data, dh->data, p, &draw, data(with.weight),
+                             data(with.bias), with.w_dtype, eps));
+    if (st == LM_OK)
+        st = lm__record(op, dropout_add_norm_backward, 4, (lm_tensor *[]){h, x, weight, bias},
+                        2, made, &n);
+    if (st == LM_OK) st = save(n, layer, made[0], &with);
+    if (st == LM_OK) st = lm__save(n, MASK, mask);
+    if (n) n->f[0] = p;
+    lm_tensor_release(dh), lm_tensor_release(dx), lm_tensor_release(ids);
+    lm_tensor_release(mask), release(&with);
+    st = lm__finish(st, made[0], out_sum);
+    return lm__finish(st, made[1], out);
+}
+
+int lm_dropout_add_layer_norm(lm_tensor *h, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
+                              double eps, double p, double stream_high, double stream_low,
+                              lm_tensor *rows, lm_tensor **sum, lm_tensor **out) {
+    return dropout_add_norm("dropout_add_layer_norm", true, h, x, weight, bias, eps, p,
+                            stream_high, stream_low, rows, sum, out);
+}
+int lm_dropout_add_rms_norm(lm_tensor *h, lm_tensor *x, lm_tensor *weight, double eps, double p,
+                            double stream_high, double stream_low, lm_tensor *rows,
+                            lm_tensor **sum, lm_tensor **out) {
+    return dropout_add_norm("dropout_add_rms_norm", false, h, x, weight, NULL, eps, p,
+                            stream_high, stream_low, rows, sum, out);
 }

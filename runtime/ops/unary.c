@@ -4,7 +4,7 @@
 
 static bool reads_y(int op) {
     return op == LM_EXP || op == LM_SQRT || op == LM_RSQRT || op == LM_TANH ||
-           op == LM_SIGMOID || op == LM_RECIPROCAL;
+           op == LM_SIGMOID || op == LM_RECIPROCAL || op == LM_RELU;
 }
 
 static int unary_backward(lm_node *n) {

@@ -160,13 +160,15 @@ static void memory(int dtype) {
     rate("swiglu", dtype, 3 * s * ROWS * H, BEST(lm_cpu_swiglu_fwd(dtype, ROWS, H, y, x)));
     rate("swiglu backward", dtype, 5 * s * ROWS * H,
          BEST(lm_cpu_swiglu_bwd(dtype, ROWS, H, y, z, x)));
-    rate("dropout", dtype, 2 * s * N, BEST(lm_cpu_dropout(dtype, ROWS, D, y, x, 0.1, &draw)));
+    rate("dropout", dtype, 2 * s * N,
+         BEST(lm_cpu_dropout_fwd(dtype, ROWS, D, y, NULL, x, 0.1, &draw)));
     rate("layer norm", dtype, 2 * s * N,
-         BEST(lm_cpu_layer_norm_fwd(dtype, ROWS, D, y, mean, rstd, x, w, w, LM_F32, 1e-5)));
+         BEST(lm_cpu_norm_fwd(dtype, ROWS, D, y, mean, rstd, x, w, w, LM_F32, 1e-5)));
     rate("layer norm backward", dtype, 3 * s * N,
-         BEST(lm_cpu_layer_norm_bwd(dtype, ROWS, D, y, dw, db, z, x, mean, rstd, w, LM_F32)));
+         BEST(lm_cpu_norm_bwd(dtype, ROWS, D, y, dw, db, z, x, mean, rstd, w, LM_F32, NULL,
+                              NULL, NULL, 0)));
     rate("rms norm", dtype, 2 * s * N,
-         BEST(lm_cpu_rms_norm_fwd(dtype, ROWS, D, y, rstd, x, w, LM_F32, 1e-5)));
+         BEST(lm_cpu_norm_fwd(dtype, ROWS, D, y, NULL, rstd, x, w, NULL, LM_F32, 1e-5)));
     rate("sum over rows", dtype, s * N,
          BEST(lm_cpu_reduce(LM_SUM, dtype, 1, ROWS, D, dw, LM_F32, x)));
     rate("sum over columns", dtype, s * N,

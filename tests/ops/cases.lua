@@ -229,6 +229,37 @@ case('rms_norm, plain', function(x) return x:rms_norm() end,
   function(x) return along(x, -1, function(line) return normalized(line, false, 1e-6) end) end,
   { inputs = { { { 4, 6 } } }, loose = 8 })
 
+-- A residual, and the norm of the sum; with draws they are in residual_spec.lua.
+case('dropout_add, p = 0', function(h, x) return h:dropout_add(x, 0, 0, 0) end,
+  function(h, x) return map(function(a, b) return a + b end, h, x) end,
+  { inputs = { { { 3, 5 }, { 3, 5 } }, { {}, {} } }, empty = { { { 0, 5 }, { 0, 5 } } }, errors = {
+    { function() return x_of(2, 3):dropout_add(x_of(3), 0, 0, 0) end, 'dropout_add: h is %[2, 3%] f32, but x is %[3%] f32' },
+    { function() return x_of(2):dropout_add(x_of(2), 2, 0, 0) end, 'dropout_add: p is 2, wants 0 to 1' } } })
+case('dropout_add_layer_norm, p = 0', function(h, x, w, b)
+  local sum, y = h:dropout_add_layer_norm(x, w, b, 1e-3, 0, 0, 0)
+  return y + sum / 2
+end, function(h, x, w, b)
+  local sum = map(function(c, d) return c + d end, h, x)
+  local normed = map(function(v, s, t) return v * s + t end,
+    along(sum, -1, function(line) return normalized(line, true, 1e-3) end), w, b)
+  return map(function(v, u) return v + u / 2 end, normed, sum)
+end, { inputs = { { { 4, 6 }, { 4, 6 }, { 6 }, { 6 } }, { { 2, 3, 5 }, { 2, 3, 5 }, { 5 }, { 5 } } }, loose = 12,
+  empty = { { { 0, 6 }, { 0, 6 }, { 6 }, { 6 } }, { { 2, 0 }, { 2, 0 }, { 0 }, { 0 } } }, errors = {
+    { function() return x_of(2, 3):dropout_add_layer_norm(x_of(2, 3), x_of(2), nil, 0, 0, 0, 0) end,
+      'dropout_add_layer_norm: weight is %[2%] f32, but x is %[2, 3%] f32' },
+    { function() return x_of(2, 3):dropout_add_layer_norm(x_of(3, 2), nil, nil, 0, 0, 0, 0) end,
+      'dropout_add_layer_norm: h is %[2, 3%] f32, but x is %[3, 2%] f32' } } })
+case('dropout_add_rms_norm, p = 0', function(h, x, w)
+  local sum, y = h:dropout_add_rms_norm(x, w, 1e-3, 0, 0, 0)
+  return y + sum / 2
+end, function(h, x, w)
+  local sum = map(function(c, d) return c + d end, h, x)
+  return map(function(v, s, u) return v * s + u / 2 end,
+    along(sum, -1, function(line) return normalized(line, false, 1e-3) end), w, sum)
+end, { inputs = { { { 4, 6 }, { 4, 6 }, { 6 } } }, empty = { { { 0, 6 }, { 0, 6 }, { 6 } } }, loose = 12, errors = {
+  { function() return x_of():dropout_add_rms_norm(x_of(), nil, 0, 0, 0, 0) end,
+    'dropout_add_rms_norm: %[%] f32 has no last dim' } } })
+
 -- ---- products -----------------------------------------------------------------------------
 
 case('matmul', function(a, b) return a:matmul(b) end, naive.matmul,

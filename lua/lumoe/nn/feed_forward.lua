@@ -26,7 +26,9 @@ end
 ---@return lumoe.Tensor   [..., dim]
 function FeedForward:forward(x)
   local h = self.up(x)
-  return self.down(h[self.activation](h))
+  local y = h[self.activation](h)
+  h:dispose() -- but for what backward reads, it is of no more use
+  return self.down(y)
 end
 
 return FeedForward

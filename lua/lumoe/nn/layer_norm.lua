@@ -15,4 +15,12 @@ end
 
 function LayerNorm:forward(x) return x:layer_norm(self.weight, self.bias, self.eps) end
 
+--- x + dropout(h) and the norm of that, in one pass.
+---@param dropout lumoe.nn.Dropout
+---@return lumoe.Tensor sum, lumoe.Tensor norm
+function LayerNorm:residual(h, x, dropout, tags)
+  local p, high, low = dropout:draw()
+  return h:dropout_add_layer_norm(x, self.weight, self.bias, self.eps, p, high, low, tags and tags.tokens)
+end
+
 return LayerNorm

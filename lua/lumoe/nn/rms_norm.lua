@@ -14,4 +14,12 @@ end
 
 function RMSNorm:forward(x) return x:rms_norm(self.weight, self.eps) end
 
+--- x + dropout(h) and the norm of that, in one pass.
+---@param dropout lumoe.nn.Dropout
+---@return lumoe.Tensor sum, lumoe.Tensor norm
+function RMSNorm:residual(h, x, dropout, tags)
+  local p, high, low = dropout:draw()
+  return h:dropout_add_rms_norm(x, self.weight, self.eps, p, high, low, tags and tags.tokens)
+end
+
 return RMSNorm

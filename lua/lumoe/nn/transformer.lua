@@ -27,10 +27,18 @@ local function parts(self, opts)
   return norm
 end
 
--- A dense part returns no auxiliary loss.
-local function feed_forward(self, x, tags)
-  local y, aux = self.feed_forward(self.norm_feed_forward(x), tags)
-  return x + self.dropout(y, tags), aux
+-- x + dropout(h) and its norm; h, of an attention, is of no more use.
+local function residual(self, norm, h, x, tags)
+  local sum, y = norm:residual(h, x, self.dropout, tags)
+  h:dispose()
+  return sum, y
+end
+
+-- What follows an attention, which gave h. A dense part returns no auxiliary loss.
+local function feed_forward(self, h, x, tags)
+  local sum, y = residual(self, self.norm_feed_forward, h, x, tags)
+  local z, aux = self.feed_forward(y, tags)
+  return self.dropout:add(z, sum, tags), aux
 end
 
 ---@class lumoe.nn.TransformerEncoderLayer : lumoe.Module
@@ -55,7 +63,7 @@ end
 
 function Encoder:block(x, tags)
   local y = self.self_attention(self.norm_self(x), { key_mask = tags and tags.valid })
-  return feed_forward(self, x + self.dropout(y, tags), tags)
+  return feed_forward(self, y, x, tags)
 end
 
 ---@class lumoe.nn.TransformerDecoderLayer : lumoe.Module
@@ -80,10 +88,9 @@ function Decoder:block(x, tags, memory, memory_valid, cache)
   if cache and not cache.own then cache.own, cache.cross = { length = 0 }, {} end
   local y = self.self_attention(self.norm_self(x), { causal = true, cache = cache and cache.own,
     key_mask = not cache and tags and tags.valid or nil })
-  x = x + self.dropout(y, tags)
-  y = self.cross_attention(self.norm_cross(x), { memory = memory, key_mask = memory_valid,
-    cache = cache and cache.cross })
-  return feed_forward(self, x + self.dropout(y, tags), tags)
+  x, y = residual(self, self.norm_cross, y, x, tags)
+  y = self.cross_attention(y, { memory = memory, key_mask = memory_valid, cache = cache and cache.cross })
+  return feed_forward(self, y, x, tags)
 end
 
 return transformer
