@@ -29,7 +29,7 @@ local SAVED, LAST = 3, 13
 -- Runs layouts.lua; returns its losses and norms.
 local function train(layout, from, steps, save)
   local out = path_of.tmpname()
-  local launcher = layout[1] > 1 and ('mpirun -np %d --oversubscribe --allow-run-as-root'):format(layout[1]) or ''
+  local launcher = layout[1] > 1 and ('LUMOE_DEBUG=collectives mpirun -np %d --oversubscribe --allow-run-as-root'):format(layout[1]) or ''
   local output = folder.lumoe(('tests/lua/checkpoint/layouts.lua %s %s %s %s %s'):format(layout[2], from, steps, save, out),
     'OMP_NUM_THREADS=1 ' .. launcher)
   assert.equal('exit 0\n', output)

@@ -5,7 +5,7 @@ local json = require 'lumoe.checkpoint.json'
 
 local function mpirun(n, act, dir, ep, owners)
   local output = folder.lumoe(('tests/lua/checkpoint/ranks.lua %s %s %d %s'):format(act, dir, ep, owners or ''),
-    ('OMP_NUM_THREADS=1 mpirun -np %d --oversubscribe --allow-run-as-root'):format(n))
+    ('LUMOE_DEBUG=collectives OMP_NUM_THREADS=1 mpirun -np %d --oversubscribe --allow-run-as-root'):format(n))
   assert.equal('all well\nexit 0\n', output)
 end
 
