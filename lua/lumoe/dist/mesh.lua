@@ -48,7 +48,7 @@ end
 local function whole(name, n, low, high)
   if type(n) ~= 'number' or n < low or n > high or n % 1 ~= 0 then
     status.argument('mesh: %s must be a whole number from %d%s, not %s', name, low,
-      high < math.huge and (' to %d'):format(high) or '', tostring(n))
+      high < math.huge and (' to %d'):format(high) or '', type(n) == 'string' and ("'%s'"):format(n) or tostring(n))
   end
   return n
 end

@@ -22,6 +22,7 @@ describe('dist.mesh', function()
     fails({ ep = 2 }, 'ep = 2 does not divide the 1 rank of the job')
     fails({ ep = 2, etp = 2 }, 'ep · etp = 2 · 2 = 4 does not divide the 1 rank of the job')
     fails({ tp = 1.5 }, 'tp must be a whole number from 1, not 1.5')
+    fails({ ep = '2' }, "ep must be a whole number from 1, not '2'") -- as a command line has it
     fails({ ep = 0 }, 'ep must be a whole number from 1, not 0')
     fails({ pp = 2 }, "unknown option 'pp'; there are ep, etp, offload, ranks, tp, zero")
     fails({ zero = 2 }, 'zero must be a table { dense = stage, expert = stage }, not 2')
