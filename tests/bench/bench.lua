@@ -10,8 +10,9 @@ Bench.__index = Bench
 
 local quote = turns.quote
 
---- opts: threads, rounds, seconds (of a turn), quick, peers (false: ours alone), venv, lumoe (the program), here
--- (this folder); log: a file for what peers print; only: field -> value, the lines that are wanted; tell(record) is called as results come.
+--- opts: threads, rounds, seconds (of a turn), quick, tiny, peers (false: ours alone), venv, lumoe (the program), here
+-- (this folder); log: a file for what peers print; only: field -> value, the lines that are wanted; name: a
+-- part of their names; tell(record) is called as results come.
 local function new(opts)
   return setmetatable({ opts = opts, records = {}, failures = {}, shares = {}, pool = {} }, Bench)
 end
@@ -31,6 +32,9 @@ function Bench:wanted(fields, quick)
   return asked or quick or not self.opts.quick
 end
 
+--- A size, or in a test a tiny one.
+function Bench:size(normal, tiny) return self.opts.tiny and tiny or normal end
+
 -- ---- programs ------------------------------------------------------------------------------
 
 --- The shell's command for one of ours (programs/NAME.lua) with a job's file. launch: a launcher's command before it.
@@ -48,7 +52,16 @@ end
 
 -- A peer with the job. Importing PyTorch takes seconds, so one process does one job after the other, unless its memory is
 -- to be measured (alone).
+-- A peer that is a program of ours (program, and what it has beside the job: another job, launch, threads) is always alone.
 local function peer_with(self, peer, job)
+  if peer.program then
+    local own = peer.job or job
+    own.threads = own.threads or peer.threads or self.opts.threads
+    local file = turns.write(own)
+    local program = turns.start(peer.name, self:own(peer.program, file, peer.launch, peer.threads))
+    os.remove(file)
+    return program
+  end
   local key = peer.script .. (peer.intel and ' intel' or '')
   local program = not peer.alone and self.pool[key]
   if not program or program.ended then
@@ -71,6 +84,7 @@ end
 -- The limits as measured so far, at the start and at the end of each group; a disturbed measurement is none, so the most
 -- counts.
 local function measure(self)
+  if self.limits and self.opts.tiny then return end
   local limits = machine.peak(self.opts.here, self.opts.threads)
   self.limits = self.limits or limits
   for name, value in pairs(limits) do self.limits[name] = math.max(self.limits[name], value) end
@@ -90,7 +104,8 @@ function Bench:finish()
   for record, share in pairs(self.shares) do record.limit_share = share(self.limits) end
 end
 
---- record: name, dtype, unit, ours, peer?, peer_name?, ours_parts?, peer_parts?; a unit of time is better when it is
+--- record: name, dtype, unit, ours, peer?, peer_name?, ours_parts?, peer_parts?, memory_share? (ours
+-- over the peer's, the most that each process had); a unit of time is better when it is
 -- less. share(limits): how much of the physical limit ours reaches.
 function Bench:add(record, share)
   record.group, record.quick = self.group, self.opts.quick
@@ -115,30 +130,36 @@ end
 --  name, dtype, quick, fields (see wanted)
 --  job        what all programs are given, with `threads` unless it has them
 --  program    ours, of programs/; launch, threads: how, if it needs more
---  peers      { { name, script, model, intel = false, alone = false }, .. }
+--  peers      { { name, script, model, intel = false, alone = false }, .. }, script being of peers/; or
+--             { name, program, job = this one's, launch, threads }, another of ours
 --  unit, value(ms, result)   a step's milliseconds in that unit
 --  cycle      steps that differ and count together (turns.lua)
 --  limit      function(result, limits) -> the share of the physical limit that ours reaches
 --  parts      names of what is kept of the programs' answers beside ms
 function Bench:compare(line)
-  if not self:wanted(line.fields or {}, line.quick) then return end
+  if not self:wanted(line.fields or {}, line.quick) or not line.name:find(self.opts.name or '', 1, true) then return end
   line.job.threads = line.job.threads or line.threads or self.opts.threads
   local file = turns.write(line.job)
   local ours = turns.start('lumoe', self:own(line.program, file, line.launch, line.threads))
-  local pace = { rounds = self.opts.rounds, seconds = self.opts.seconds, cycle = line.cycle }
+  local pace = { rounds = self.opts.rounds, seconds = self.opts.seconds, cycle = line.cycle, quick = self.opts.quick }
 
   local function parts(result)
-    local kept = { ms = result.ms, rss = result.rss, samples = result.samples }
+    local kept = { ms = result.ms, samples = result.samples }
     for _, name in ipairs(line.parts or {}) do kept[name] = result[name] end
     return kept
   end
   local function add(own, other, peer)
-    self:add({ name = line.name, dtype = line.dtype, unit = line.unit, ours = line.value(own.ms, own), ours_parts = parts(own),
+    local memory = other and peer.alone and own.rss / other.rss or nil
+    self:add({ name = line.name, dtype = line.dtype, unit = line.unit, memory_share = memory,
+      ours = line.value(own.ms, own), ours_parts = parts(own),
       peer = other and line.value(other.ms, other), peer_name = peer and peer.name, peer_parts = other and parts(other) },
       line.limit and function(limits) return line.limit(own, limits) end)
   end
 
-  local peers = self.opts.peers and line.peers or {}
+  local peers = {}
+  for _, peer in ipairs(line.peers or {}) do
+    if peer.program or self.opts.peers then peers[#peers + 1] = peer end
+  end
   for _, peer in ipairs(peers) do
     local program
     local ok, message = pcall(function()
@@ -151,7 +172,7 @@ function Bench:compare(line)
       if ours.ended then error(message, 0) end
       self:fail(line.name .. ' ' .. line.dtype, peer.name, message)
     end
-    if program and peer.alone then program:close()
+    if program and (peer.alone or peer.program) then program:close()
     elseif program and not program.ended then pcall(program.ask, program, 'drop') end
   end
   if #peers == 0 then add(turns.alternate({ ours }, pace)[1]) end

@@ -25,8 +25,9 @@ local function ratio(x) return x and ('%.2f'):format(x) or '' end
 --- A line for the terminal.
 function report.line(r)
   if r.failed then return ('%-9s %-40s %-5s %s: %s'):format(r.group, r.name, r.dtype, r.peer_name, r.failed) end
-  return ('%-9s %-40s %-5s %10s %-9s %5s  %10s %6s  %s'):format(r.group, r.name, r.dtype, number(r.ours), r.unit,
-    percent(r.limit_share), number(r.peer), r.ratio and ratio(r.ratio) .. 'x' or '', r.peer_name or '')
+  return ('%-9s %-40s %-5s %10s %-9s %5s  %10s %6s  %s%s'):format(r.group, r.name, r.dtype, number(r.ours), r.unit,
+    percent(r.limit_share), number(r.peer), r.ratio and ratio(r.ratio) .. 'x' or '', r.peer_name or '',
+    r.memory_share and (', our memory %s of its'):format(percent(r.memory_share)) or '')
 end
 
 -- Records of the same line in a list each, in order; the fastest peer's marked.
@@ -60,13 +61,14 @@ function report.markdown(head, records, failures)
   for _, line in ipairs(lines_of(records)) do
     if line[1].group ~= group then
       group = line[1].group
-      out[#out + 1] = ('\n## %s\n\n| line | type | ours | unit | share of the limit | peer | its figure | ours × |'):format(group)
-      out[#out + 1] = '|---|---|---|---|---|---|---|---|'
+      out[#out + 1] = ('\n## %s\n\n| line | type | ours | unit | share of the limit | peer | its figure | ours × | memory |'):format(group)
+      out[#out + 1] = '|---|---|---|---|---|---|---|---|---|'
     end
     for _, r in ipairs(line) do
       local bold = r.best and '**' or ''
-      out[#out + 1] = ('| %s | %s | %s | %s | %s | %s%s%s | %s | %s%s%s |'):format(r.name, r.dtype, number(r.ours), r.unit,
-        percent(r.limit_share), bold, r.peer_name or '', bold, number(r.peer), bold, ratio(r.ratio), bold)
+      out[#out + 1] = ('| %s | %s | %s | %s | %s | %s%s%s | %s | %s%s%s | %s |'):format(r.name, r.dtype, number(r.ours), r.unit,
+        percent(r.limit_share), bold, r.peer_name or '', bold, number(r.peer), bold, ratio(r.ratio), bold,
+        percent(r.memory_share))
     end
   end
   if #failures > 0 then
@@ -112,7 +114,7 @@ function report.pictures(folder, head, records)
     if #list == 0 then list, xlabel, mark = bars(function(r) return r.limit_share and 100 * r.limit_share end),
       '% of the limit', 100 end
     if #list == 0 then list, xlabel, mark = bars(function(r) return r.ours end), groups[name][1][1].unit, nil end
-    viz.bars { title = ('%s (%s)'):format(name, table.concat(head, '; ')), xlabel = xlabel, mark = mark, bars = list,
+    viz.bars { title = name, xlabel = xlabel, notes = head, mark = mark, bars = list,
       out = path.join(folder, name .. '.svg') }
   end
 end

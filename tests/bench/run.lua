@@ -16,13 +16,14 @@ local new_bench = require 'tests.bench.bench'
 local report = require 'tests.bench.report'
 local turns = require 'tests.bench.turns'
 
-local GROUPS = { 'products', 'layer' }
+local GROUPS = { 'products', 'layer', 'models', 'ops', 'growth', 'decoding' }
 local here = path.abspath(path.dirname(arg[0]))
 
 local p = argparse('lumoe tests/bench/run.lua', 'Lumoe beside every peer, in one run.')
 p:option('--group', 'One of ' .. table.concat(GROUPS, ', ') .. '; may be given several times; default: all'):count '*':choices(GROUPS)
 p:flag('--quick', 'Fewer lines, fewer turns: under 8 minutes')
 p:flag('--no-peers', 'Lumoe alone')
+p:flag('--tiny', 'Sizes of a test: its figures say nothing')
 p:option('--json', 'Write the list of results here')
 p:option('--out', 'Folder for the table and the pictures'):default(path.join('runs', 'bench'))
 p:option('--rounds', 'Turns of each program of a pair'):convert(tonumber)
@@ -30,12 +31,15 @@ p:option('--seconds', 'What a turn takes, about'):convert(tonumber)
 p:option('--threads', 'Threads of each program'):convert(tonumber):default(tostring(lumoe.threads()))
 p:option('--venv', 'Where the peers are installed'):default(path.join(machine.cache(), 'peers'))
 -- which lines: those that have the value, where they have the field
-local FIELDS = { 'experts', 'top_k', 'dtype', 'routing', 'activation' }
+local FIELDS = { 'experts', 'top_k', 'dtype', 'routing', 'activation', 'model', 'batches' }
+p:option('--name', 'Only lines whose name has this')
 p:option('--experts', 'Only lines with so many'):convert(tonumber)
 p:option('--top-k', 'Only lines with this'):convert(tonumber)
 p:option('--dtype', 'Only lines of this'):choices { 'f32', 'bf16' }
 p:option('--routing', 'Only lines with this'):choices { 'balanced', 'zipf' }
 p:option('--activation', 'Only lines with this'):choices { 'swiglu', 'relu' }
+p:option('--model', 'Only lines with this')
+p:option('--batches', 'Only lines with these'):choices { 'long', 'fixed', 'varying' }
 local opts = p:parse(arg)
 
 if not opts.no_peers then
@@ -49,8 +53,11 @@ assert(os.execute('mkdir -p ' .. turns.quote(opts.out)) == 0)
 local only = {}
 for _, name in ipairs(FIELDS) do only[name] = opts[name] end
 local bench = new_bench {
-  lumoe = arg[-1], here = here, venv = opts.venv, peers = not opts.no_peers, threads = opts.threads, quick = opts.quick or false,
-  rounds = opts.rounds or opts.quick and 2 or 3, seconds = opts.seconds or opts.quick and 0.25 or 0.5, only = only,
+  lumoe = arg[-1], here = here, venv = opts.venv, peers = not opts.no_peers,
+  threads = opts.threads, quick = opts.quick or opts.tiny or false,
+  tiny = opts.tiny, name = opts.name, only = only,
+  rounds = opts.rounds or opts.tiny and 1 or opts.quick and 2 or 3,
+  seconds = opts.seconds or opts.tiny and 0 or opts.quick and 0.15 or 0.4,
   log = path.join(opts.out, 'peers.log'),
   tell = function(record)
     io.write(report.line(record), '\n')

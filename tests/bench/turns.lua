@@ -13,6 +13,7 @@ local json = require 'cjson'
 local turns = {}
 
 local SLOW = 10000 -- ms: a step that takes longer is not asked for again
+local LONG = 1000 -- ms: so many steps are not done twice to warm up
 local SHORT = 300 -- ms: before steps that take less, one is not counted
 
 function turns.quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
@@ -96,7 +97,7 @@ end
 --- Turns of each program, one after the other, in rounds. Returns for each program the medians of what it
 -- measured (ms, ..), with the numbers of its last answer.
 ---@param opts table  rounds; seconds: about what a turn takes; cycle = 1: steps that count as one, their mean (a round
---  through batches that differ)
+--  through batches that differ); quick: one turn to warm up, not two
 function turns.alternate(programs, opts)
   local cycle, all = opts.cycle or 1, {}
   for i, program in ipairs(programs) do
@@ -107,9 +108,10 @@ function turns.alternate(programs, opts)
     if each * cycle > SLOW then
       collect(all[i].samples, program.last, cycle) -- kernels are made, pools filled: it counts all the same
     else
-      program:turn(cycle)
-      collect({}, program.last, cycle)
-      each = turns.median(program.last.ms)
+      if not opts.quick and each * cycle < LONG then
+        program:turn(cycle)
+        each = turns.median(program.last.ms)
+      end
       all[i].short = each < SHORT
       all[i].steps = math.max(1, math.min(50, math.floor(opts.seconds * 1e3 / each / cycle))) * cycle
     end

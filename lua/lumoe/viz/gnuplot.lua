@@ -142,22 +142,26 @@ end
 -- Bars lie, one under the other, so that their labels can be long. With a mark they go from there, each as far as it
 -- is times more or less: less is of another colour.
 local function bars_script(opts, kind, output)
-  local n, out, labels = #opts.bars, {}, {}
+  local n, out, labels, notes, colors = #opts.bars, {}, {}, opts.notes or {}, {}
   local function add(line, ...) out[#out + 1] = line:format(...) end
   add '$bars << END'
   for i, bar in ipairs(opts.bars) do
     local value = bar.value
     if value - value ~= 0 then options.raise('bars', "'%s' is %s", bar.label, tostring(value)) end
-    add('%d %.9g %d', n - i, value, opts.mark and value < opts.mark and 2 or 1)
+    local color = opts.mark and value < opts.mark and 2 or 1
+    colors[color] = true
+    add('%d %.9g %d', n - i, value, color)
     labels[i] = ('%s %d'):format(quoted(bar.label), n - i)
   end
   add 'END'
   add 'set encoding utf8'
   add('%s', 'set terminal ' .. TERMINALS[kind]:format(opts.width or (kind == 'text' and 79 or 860),
-    opts.height or (kind == 'text' and n + 8 or 160 + 18 * n)))
+    opts.height or (kind == 'text' and n + #notes + 8 or 160 + 18 * n + 17 * #notes)))
   add('set output %s', quoted(output))
   if opts.title then add('set title %s', quoted(opts.title)) end
-  if opts.xlabel then add('set xlabel %s', quoted(opts.xlabel)) end
+  local below = { opts.xlabel or '', unpack(notes) }
+  for i, line in ipairs(below) do below[i] = quoted(line) end -- joined by gnuplot: quoted text holds no line's end
+  add('set xlabel %s', table.concat(below, '."\\n".'))
   if opts.mark then
     local least, most = opts.mark, opts.mark
     for _, bar in ipairs(opts.bars) do least, most = math.min(least, bar.value), math.max(most, bar.value) end
@@ -174,7 +178,7 @@ local function bars_script(opts, kind, output)
   end
   add 'set style fill solid noborder'
   local from, plots = opts.mark and ('%.9g'):format(opts.mark) or '0', {}
-  for color = 1, opts.mark and 2 or 1 do
+  for color in pairs(colors) do
     plots[#plots + 1] = ("$bars using (%s):($3==%d?$1:NaN):(%s):2:($1-0.36):($1+0.36) with boxxyerror lc rgb '%s' title ''")
       :format(from, color, from, COLORS[color])
     plots[#plots + 1] = ("$bars using 2:($3==%d?$1:NaN):(sprintf(' %%.3g ', $2)) with labels %s title ''")
@@ -184,11 +188,12 @@ local function bars_script(opts, kind, output)
   return table.concat(out, '\n') .. '\n'
 end
 
-local BARS = { bars = 'table', title = 'string?', xlabel = 'string?', mark = 'number?', width = 'number?', height = 'number?',
+local BARS = { bars = 'table', title = 'string?', xlabel = 'string?', notes = 'table?', mark = 'number?', width = 'number?', height = 'number?',
   out = 'string?', kind = 'string?' }
 
 --- Draws bars into a file, or returns the picture, as `curve` does.
----@param opts table  bars: { label = text, value = number } each; title, xlabel, out, kind: string?; mark: number?
+---@param opts table  bars: { label = text, value = number } each; title, xlabel, out, kind: string?; mark: number?; notes:
+---  string[]?, lines under all
 ---  mark: values are ratios to it, all above 0, and bars begin there, on a logarithmic scale
 ---@return string? picture  when there is no `out`
 local function bars(opts)

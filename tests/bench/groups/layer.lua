@@ -5,48 +5,53 @@
 local measures = require 'tests.bench.measures'
 local routing = require 'tests.bench.routing'
 
-local TOKENS, DIM, HIDDEN = 2048, 512, 2048
-
--- Hugging Face's eager block fills and adds a gradient of all experts for each of them, a minute a step for 128.
-local function peers_of(line)
-  local names
-  if line.activation == 'swiglu' then
-    names = { 'hf_grouped', 'loop', 'loop_compiled', 'grouped', 'grouped_compiled' }
-    if line.experts <= 32 or line.top_k == 2 and line.routing == 'balanced' then table.insert(names, 2, 'hf_eager') end
-  elseif line.capacity then names = line.top_k == 1 and { 'ds', 'ds_rts' } or { 'ds' }
-  else names = { 'ds_nodrop', 'loop', 'loop_compiled' } end
-  if line.quick_run then
-    names = line.activation == 'swiglu' and { 'hf_grouped', 'loop', 'grouped' } or { names[1] }
+-- Which peers a line has, as shipped, and with MKL told that the CPU is Intel's (f32 alone uses it). Where routing is skewed or the
+-- run is quick, the fastest kinds stand for all. Hugging Face's eager block fills and adds a gradient of all experts for each
+-- of them, a minute a step for 128.
+local function names_of(line, quick)
+  if line.activation == 'relu' then
+    local names = line.capacity and { 'ds', line.top_k == 1 and not quick and 'ds_rts' or nil } or { 'ds_nodrop' }
+    return names, names
   end
-  local peers = {}
-  for _, name in ipairs(names) do
-    peers[#peers + 1] = { name = name, script = 'layer', model = name }
-    if line.dtype == 'f32' and name ~= 'hf_eager' then
-      peers[#peers + 1] = { name = name .. ', MKL told Intel', script = 'layer', model = name, intel = true }
-    end
+  if quick or line.routing == 'zipf' then
+    if line.dtype == 'f32' then return { 'hf_grouped', 'loop' }, { 'hf_grouped', 'loop' } end
+    return { 'hf_grouped', 'loop', 'grouped' }, {}
+  end
+  local shipped = { 'hf_grouped', 'loop', 'grouped' }
+  if line.experts <= 32 or line.top_k == 2 then shipped[4] = 'hf_eager' end
+  if line.dtype == 'f32' then return shipped, { 'hf_grouped', 'loop', 'loop_compiled', 'grouped_compiled' } end
+  shipped[#shipped + 1], shipped[#shipped + 2] = 'loop_compiled', 'grouped_compiled'
+  return shipped, {}
+end
+
+local function peers_of(line, quick)
+  local peers, shipped, intel = {}, names_of(line, quick)
+  for _, name in ipairs(shipped) do peers[#peers + 1] = { name = name, script = 'layer', model = name } end
+  for _, name in ipairs(line.dtype == 'f32' and intel or {}) do
+    peers[#peers + 1] = { name = name .. ', MKL told Intel', script = 'layer', model = name, intel = true }
   end
   return peers
 end
 
 local function compare(b, line)
-  line.quick_run = b.opts.quick
   local quick = line.activation == 'swiglu' and line.top_k == 2 and line.experts <= 32
       and (line.routing == 'balanced' or line.experts == 32 and line.dtype == 'bf16')
     or line.capacity and line.experts == 8 and line.top_k == 1 and line.routing == 'balanced' or false
-  local job = { dim = DIM, hidden = HIDDEN, tokens = TOKENS, experts = line.experts, top_k = line.top_k, dtype = line.dtype,
-    activation = line.activation, capacity = line.capacity, routing = line.routing }
+  local dim, hidden, tokens = b:size(512, 16), b:size(2048, 32), b:size(2048, 32)
+  local job = { dim = dim, hidden = hidden, tokens = tokens, experts = line.experts, top_k = line.top_k, dtype = line.dtype,
+    activation = line.activation, capacity = line.capacity }
   if not b:wanted(line, quick) then return end
-  job.ids = routing.ids(line.routing, TOKENS, line.experts, line.top_k)
+  job.ids = routing.ids(line.routing, tokens, line.experts, line.top_k)
   local busiest = routing.load(job.ids, line.experts)
   local matrices = line.activation == 'swiglu' and 3 or 2
-  local flops = 3 * 2 * matrices * DIM * HIDDEN * TOKENS * line.top_k
-  local capacity = line.capacity and math.ceil(line.capacity * TOKENS * line.top_k / line.experts)
+  local flops = 3 * 2 * matrices * dim * hidden * tokens * line.top_k
+  local capacity = line.capacity and math.ceil(line.capacity * tokens * line.top_k / line.experts)
   if capacity and busiest > capacity then flops = nil end -- dropped work is none
   b:compare {
     name = ('%s E %d k %d %s%s'):format(line.activation, line.experts, line.top_k, line.routing,
       line.capacity and ' capacity ' .. line.capacity or ''),
-    dtype = line.dtype, fields = line, quick = quick, job = job, program = 'layer', peers = peers_of(line),
-    unit = 'tokens/s', value = measures.per_second(TOKENS), parts = { 'forward', 'backward', 'update' },
+    dtype = line.dtype, fields = line, quick = quick, job = job, program = 'layer', peers = peers_of(line, b.opts.quick),
+    unit = 'tokens/s', value = measures.per_second(tokens), parts = { 'forward', 'backward', 'update' },
     check = function(own)
       if own.busiest ~= busiest then error(('ours routed %d to its busiest expert, not %d'):format(own.busiest, busiest), 0) end
     end,

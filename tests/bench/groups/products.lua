@@ -2,12 +2,11 @@
 -- dw = x' dy of both matrices of a SwiGLU expert (dim 512, hidden 2048).
 local routing = require 'tests.bench.routing'
 
-local TOKENS = 2048
-local MATRICES = { { 'up', 512, 4096 }, { 'down', 2048, 512 } }
+local MATRICES = { { 'up', 512, 4096 }, { 'down', 2048, 512 } } -- name, in, out
 
-local function peers(dtype)
+local function peers(dtype, few)
   local list = {}
-  for _, name in ipairs { 'loop', 'grouped' } do
+  for _, name in ipairs(few and { 'loop' } or { 'loop', 'grouped' }) do
     list[#list + 1] = { name = 'torch ' .. name, script = 'products', model = name }
     if dtype == 'f32' then
       list[#list + 1] = { name = 'torch ' .. name .. ', MKL told Intel', script = 'products', model = name, intel = true }
@@ -19,20 +18,21 @@ end
 return {
   title = 'Products of expert layers, 2,048 tokens, balanced; share of the FMA peak',
   run = function(b)
+    local tokens, shrunk = b:size(2048, 32), b:size(1, 64)
     for _, dtype in ipairs { 'f32', 'bf16' } do
       for _, experts in ipairs { 8, 32, 128 } do
         for _, top_k in ipairs { 2, 8 } do
-          local ids = routing.ids('balanced', TOKENS, experts, top_k)
+          local ids = routing.ids('balanced', tokens, experts, top_k)
           for _, matrix in ipairs(MATRICES) do
             for _, form in ipairs { 'y', 'dx', 'dw' } do
-              local inputs, outputs = matrix[2], matrix[3]
-              local gflop = 2e-9 * TOKENS * top_k * inputs * outputs
+              local inputs, outputs = matrix[2] / shrunk, matrix[3] / shrunk
+              local gflop = 2e-9 * tokens * top_k * inputs * outputs
               b:compare {
                 name = ('%s %s E %d k %d'):format(matrix[1], form, experts, top_k), dtype = dtype,
                 fields = { experts = experts, top_k = top_k, dtype = dtype }, quick = experts <= 32 and top_k == 2,
-                job = { tokens = TOKENS, experts = experts, top_k = top_k, ids = ids, inputs = inputs, outputs = outputs, form = form,
+                job = { tokens = tokens, experts = experts, top_k = top_k, ids = ids, inputs = inputs, outputs = outputs, form = form,
                   dtype = dtype },
-                program = 'products', peers = peers(dtype), unit = 'GFLOP/s', parts = { 'product' },
+                program = 'products', peers = peers(dtype, b.opts.quick or top_k == 8), unit = 'GFLOP/s', parts = { 'product' },
                 value = function(_, result) return gflop / result.product * 1e3 end,
                 limit = function(own, limits) return gflop / own.product * 1e3 / limits[dtype] end,
               }

@@ -1,5 +1,5 @@
 --- One MoE layer of ours: forward, backward, AdamW. The job: dim, hidden, experts, top_k, tokens, activation, dtype, capacity
--- (a factor, with Random Token Selection; nil: dropless), ids (routing.lua).
+-- (a factor, with Random Token Selection; nil: dropless), ids (routing.lua), without_update (no optimizer).
 local lumoe = require 'lumoe'
 local fixed = require 'tests.bench.programs.fixed'
 local serve = require 'tests.bench.programs.serve'
@@ -15,12 +15,12 @@ serve(function(job)
   layer:initialize()
   if job.dtype == 'bf16' then layer:to 'bf16' end
   layer:train()
-  local optimizer = optim.AdamW(layer:named_parameters(), { lr = 1e-4 })
+  local optimizer = not job.without_update and optim.AdamW(layer:named_parameters(), { lr = 1e-4 })
   local x = lumoe.randn({ job.tokens, job.dim }, { dtype = job.dtype })
   local gradient = lumoe.randn({ job.tokens, job.dim }, { dtype = job.dtype })
   x.requires_grad = true -- in a network the layers below want it
 
-  local done = 0
+  local parameters, done = layer:named_parameters(), 0
   local function step(lap)
     done = done + 1
     random.step(done)
@@ -30,9 +30,9 @@ serve(function(job)
       y:backward { grad = gradient, last = true }
     end)
     lap 'backward'
-    optimizer:step()
-    optimizer:zero_grad()
+    if optimizer then optimizer:step() end
     x.grad = nil
+    for _, p in ipairs(parameters) do p.tensor.grad = nil end
     lap 'update'
   end
   step(function() end)

@@ -98,10 +98,19 @@ describe('bars', function()
   end)
 
   it('go from 0 without one', function()
-    local svg = viz.bars { kind = 'svg', bars = { { label = 'a', value = 10 }, { label = 'b', value = 30 } } }
+    local svg = viz.bars { kind = 'svg', bars = { { label = 'a', value = 10 }, { label = 'b', value = 30 } },
+      notes = { "it's a note", 'another' } }
+    assert.is_truthy(svg:find("it's a note", 1, true))
+    assert.is_truthy(svg:find('another', 1, true))
     local all = rectangles(svg, 'rgb%( *31, 111, 180%)')
     assert.equal(2, #all)
     assert.near(3, (all[2][2] - all[2][1]) / (all[1][2] - all[1][1]), 0.02)
+  end)
+
+  it('may all be more than the mark, or less', function()
+    for _, value in ipairs { 3, 0.3 } do
+      assert.matches('</svg>', viz.bars { kind = 'svg', mark = 1, bars = { { label = 'a', value = value } } })
+    end
   end)
 
   it('says what it cannot draw', function()
