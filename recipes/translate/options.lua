@@ -9,7 +9,7 @@ local options = {}
 local function number(low, high, whole)
   return function(text)
     local n = tonumber(text)
-    if not n then return nil, ("'%s' is no number"):format(text) end
+    if not n or n ~= n then return nil, ("'%s' is no number"):format(text) end
     if n < low or n > high or (whole and n % 1 ~= 0) then
       return nil, ("'%s' is not %s %g to %g"):format(text, whole and 'a whole number from' or 'in', low, high)
     end

@@ -18,6 +18,7 @@ describe('the command line of recipes/translate.lua', function()
     ['--ep 1 times --etp 2 does not divide the 1 rank of this job'] = { etp = 2 },
     ['--tp 2 does not divide the 1 rank of this job'] = { tp = 2 },
     ["'many' is no number"] = { steps = 'many' },
+    ["'nan' is no number"] = { capacity = 'nan' },
     ["'1.5' is not a whole number"] = { experts = 1.5 },
     ["'-1' is not in 0 to"] = { capacity = -1 },
     ["'1' is not in 0 to 0.99"] = { dropout = 1 },
