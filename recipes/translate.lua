@@ -22,6 +22,13 @@ local function say(format, ...)
   if lead then io.stderr:write(format:format(...), '\n') end
 end
 
+-- 0. A folder is one run's: --resume goes on from its newest checkpoint, which must not be another run's.
+local earlier = not opts.resume and lumoe.checkpoint.latest(opts.out)
+if earlier then
+  lumoe.refuse('--out %s: a run is there already (%s); go on with it by --resume, or name another folder', opts.out,
+    path.basename(earlier))
+end
+
 -- 1. Text: real, aligned, split so that no test sentence is seen in training.
 local data = corpus.open(opts)
 opts.langs, opts.data_dir = data.langs, data.dir

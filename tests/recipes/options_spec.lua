@@ -89,6 +89,15 @@ describe('the command line of recipes/translate.lua', function()
       end)
     end
 
+    it('begins no second run in the folder of a first', function()
+      run.trained(root, 'first', { steps = 2 })
+      local code, _, errors = run.translate(root, 'first', { steps = 1 })
+      assert.equal(1, code)
+      assert.equal(('lumoe: --out %s/first: a run is there already (checkpoint-2); go on with it by --resume, or name another folder\n')
+        :format(root), errors)
+      assert.equal(2, #run.records(root, 'first')) -- and nothing is lost
+    end)
+
     it('says on ranks what only the first has seen', function()
       local _, _, errors = run.translate(root, 'out', { vocab = 90000 }, { ranks = 2 })
       assert.matches('%[rank 0%] %-%-vocab 90000: Vocabulary size too high', errors)

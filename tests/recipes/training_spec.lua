@@ -127,7 +127,7 @@ describe('training in recipes/translate.lua', function()
     ['other survivors'] = { select = 'probability', directions = 'from' },
   } do
     it('runs ' .. name, function()
-      local records = run.trained(root, 'kind', options)
+      local records = run.trained(root, (name:gsub(' ', '-')), options)
       assert.equal(5, #records)
       assert.is_true(records[5].loss > 3 and records[5].loss < 9)
       if options.capacity == 0 or options.experts == 1 then assert.equal(0, records[5].dropped) end
