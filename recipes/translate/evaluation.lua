@@ -128,18 +128,26 @@ local function write_texts(out, case)
 end
 
 --- Evaluates every direction, the ranks together. Writes test/, scores.json and report.html under `out` and prints
--- the table. Returns, on rank 0, what the report shows: { rows, heatmaps, samples, records, about }.
+-- the table. Returns, on rank 0, what the report shows: { rows, heatmaps, samples, records, about }; nil without a
+-- test sentence. A direction that has none is left out.
 ---@param how { about: table, records: string, step: integer? }  name -> value for the report's head; the metrics.jsonl
 --   of the training, and the last step of it that counts
 function evaluation.run(model, corpus, opts, out, how)
   model:eval()
   for _, moe in ipairs(model:moe_layers()) do moe.layer:reset_stats() end
   local lead = dist.rank() == 0
-  local list, cases, total = directions(opts), {}, 0
-  for i, d in ipairs(list) do
-    cases[i] = case_of(corpus, opts, d)
-    total = total + #cases[i].sentences
+  local list, cases, total = {}, {}, 0
+  for _, d in ipairs(directions(opts)) do
+    local case = case_of(corpus, opts, d)
+    if #case.sentences > 0 then
+      list[#list + 1], cases[#cases + 1] = d, case
+      total = total + #case.sentences
+    elseif lead then
+      io.stderr:write(('evaluate: no test sentences for %s; with --data, a file test.%s.tsv gives some\n')
+        :format(case.direction, d.lang))
+    end
   end
+  if total == 0 then return nil end
   local bar = log.progress { desc = 'evaluate', total = total, unit = 'sentences', quiet = not lead }
   local hypotheses = translation.run(model, corpus, cases, { beam = opts.beam, each = function(n) bar:update(n) end })
   bar:close()

@@ -44,6 +44,16 @@ describe('evaluation in the recipes', function()
     end
   end)
 
+  it('leaves out a direction without a test sentence, and says so', function()
+    local data = root .. '/untested-data'
+    assert(os.execute(('cp -r %s/data %s && : > %s/test.es.tsv'):format(root, data, data)) == 0)
+    local code, said, errors = run.translate(root, 'untested', { ['no-eval'] = false, steps = 1, ['data-dir'] = data })
+    assert.equal(0, code, errors)
+    assert.matches('no test sentences for es%-en; with %-%-data, a file test%.es%.tsv gives some', errors)
+    assert.equal('', said)
+    assert.is_nil(path.exists(root .. '/untested/scores.json') or nil)
+  end)
+
   it('takes test sentences from where no training sentence is', function()
     local training = {}
     for _, line in ipairs(lines(root .. '/data/train.es.tsv')) do training[line:match '^[^\t]*'] = true end
