@@ -151,11 +151,27 @@ function tensor.tensor(value, opts)
   return finish(t, opts)
 end
 
+-- Raises where C would read what is not there: no array or pointer, NULL, or an array that is too short.
+local function check_source(cdata, dtype, dims)
+  local kind = type(cdata) == 'cdata' and tostring(ffi.typeof(cdata)) or type(cdata)
+  if not kind:find '^ctype<.*[%*%[]' then status.argument('from: wants an FFI array or pointer, not %s', kind) end
+  if cdata == nil then status.argument 'from: the pointer is NULL' end
+  if kind:find('*', 1, true) then return end -- whoever has a pointer knows what is there
+  local bytes = dtype == 'bf16' and 2 or ffi.sizeof(ctype[dtype])
+  for d = 0, dims - 1 do bytes = bytes * tonumber(shape_buffer[d]) end
+  if ffi.sizeof(cdata) < bytes then
+    status.argument('from: the array has %d bytes, a tensor of these sizes %d', ffi.sizeof(cdata), bytes)
+  end
+end
+
 --- Copies an FFI array (or pointer) of the dtype's C type into a tensor of `size`.
 function tensor.from(cdata, size, opts)
   opts = options(opts, CREATE, 'from')
+  if size == nil then status.argument 'from: wants sizes' end
+  local dtype = opts.dtype or 'f32'
   local n = sizes('from', size)
-  return finish(result(C.lm_tensor_from(dtype_of(opts.dtype or 'f32', 'from'), n, shape_buffer, cdata, out)), opts)
+  if DTYPE[dtype] then check_source(cdata, dtype, n) end
+  return finish(result(C.lm_tensor_from(dtype_of(dtype, 'from'), n, shape_buffer, cdata, out)), opts)
 end
 
 -- ---- facts --------------------------------------------------------------------------------

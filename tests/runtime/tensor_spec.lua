@@ -40,6 +40,25 @@ describe('creation', function()
     assert.same({ { 1, 2 } }, lumoe.from(ffi.new('int32_t[2]', 1, 2), { 1, 2 }, { dtype = 'i32' }):totable())
   end)
 
+  it('reads no memory that is not there', function()
+    local three = ffi.new('float[3]', 1, 2, 3)
+    assert.same({ 1, 2 }, lumoe.from(three, { 2 }):totable())
+    assert.same({ 2, 3 }, lumoe.from(three + 1, { 2 }):totable())
+    assert.same({ { 1 }, { 2 }, { 3 } }, lumoe.from(ffi.new('struct { float x[3]; }', { { 1, 2, 3 } }).x, { 3, 1 }):totable())
+    for want, arguments in pairs {
+      ['from: wants an FFI array or pointer, not nil'] = { nil, { 3 } },
+      ['from: wants an FFI array or pointer, not table'] = { { 1, 2 }, { 2 } },
+      ['from: wants an FFI array or pointer, not ctype<int64_t>'] = { 5LL, { 2 } },
+      ['from: wants an FFI array or pointer, not ctype<struct lm_handle>'] = { lumoe.ones(2), { 2 } },
+      ['from: the pointer is NULL'] = { ffi.cast('float *', nil), { 2 } },
+      ['from: the array has 12 bytes, a tensor of these sizes 16'] = { three, { 2, 2 } },
+      ['from: the array has 4 bytes, a tensor of these sizes 6'] = { ffi.new 'uint16_t[2]', { 3 }, { dtype = 'bf16' } },
+      ['from: wants sizes'] = { three },
+    } do
+      assert.equal(want, message_of(function() return lumoe.from(unpack(arguments, 1, 3)), nil end))
+    end
+  end)
+
   it('names what it cannot take', function()
     assert.matches('tensor: dim 1 has 2 elements in one place, 1 in another',
       message_of(function() lumoe.tensor { { 1, 2 }, { 3 } } end))
