@@ -60,11 +60,14 @@ function members.of(value)
   return into
 end
 
--- Tensors: the methods that lumoe.tensor binds, whatever the handle's __index is.
+-- Tensors: the methods that lumoe.tensor binds and the fields that it computes, whatever the handle's __index is.
 members.provide(function(value)
   local tensor = package.loaded['lumoe.tensor']
-  if type(tensor) ~= 'table' or type(value) ~= 'cdata' then return nil end
-  return tensor.is_tensor and tensor.is_tensor(value) and tensor.methods or nil
+  if type(tensor) ~= 'table' or type(value) ~= 'cdata' or not tensor.is_tensor(value) then return nil end
+  local all = {}
+  for name in pairs(tensor.fields) do all[name] = true end -- no functions: they stand behind a dot alone
+  for name, method in pairs(tensor.methods) do all[name] = method end
+  return all
 end)
 
 return members

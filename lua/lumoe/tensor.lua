@@ -414,6 +414,8 @@ local getters = {
   end,
 }
 
+tensor.fields = getters
+
 function metatable.__index(x, key)
   local method = Tensor[key]
   if method then return method end

@@ -29,6 +29,13 @@ describe('a tensor at the prompt', function()
     assert.same({ 'matmul' }, (complete.complete('x:matmu', { x = x })))
   end)
 
+  it('offers its fields, but not behind a colon', function()
+    for _, name in ipairs { 'dtype', 'grad', 'is_leaf', 'requires_grad', 'shape' } do
+      assert.equal(name, complete.complete('x.' .. name:sub(1, -2), { x = x })[1])
+      assert.not_equal(name, complete.complete('x:' .. name, { x = x })[1])
+    end
+  end)
+
   it('offers the functions of lumoe', function()
     assert.same({ 'arange' }, (complete.complete('lumoe.ara', { lumoe = lumoe })))
   end)
