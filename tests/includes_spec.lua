@@ -117,6 +117,16 @@ describe('Lua', function()
     end))
   end)
 
+  it('is all that its folders hold', function()
+    local strays = {}
+    for _, folder in ipairs { 'lua', 'recipes' } do
+      for path in dir.dirtree(folder) do
+        if not path_of.isdir(path) and path:sub(-4) ~= '.lua' then strays[#strays + 1] = path end
+      end
+    end
+    assert.equal('', table.concat(strays, '\n'))
+  end)
+
   it('passes luacheck', function()
     local folders = {}
     for _, folder in ipairs { 'lua', 'recipes', 'repl', 'tests' } do
