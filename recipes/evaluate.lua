@@ -9,9 +9,9 @@ local path = require 'pl.path'
 
 local p = argparse('lumoe recipes/evaluate.lua', 'Scores a translator: BLEU, chrF, use of the experts.')
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
-p:option('--beam', 'Beams; 1: greedy (4)', '4'):convert(options.count(1, 64))
-p:option('--test-sentences', 'Of each direction; 0: all (0)', '0'):convert(options.count(0))
-p:option('--out', 'Where test/, scores.json and report.html go (eval)', 'eval')
+p:option('--beam', 'Beams; 1: greedy', '4'):convert(options.count(1, 64))
+p:option('--test-sentences', 'Of each direction; 0: all', '0'):convert(options.count(0))
+p:option('--out', 'Where test/, scores.json and report.html go', 'eval')
 local opts = p:parse()
 
 local model, data, saved = restore(opts.checkpoint)

@@ -12,7 +12,7 @@ local p = argparse('lumoe recipes/interactive.lua', 'Translates the lines of sta
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
 p:option('--from', 'Language of the input (the first it was trained on)')
 p:option('--to', 'Language of the output', 'en')
-p:option('--beam', 'Beams; 1: greedy (4)', '4'):convert(options.count(1, 64))
+p:option('--beam', 'Beams; 1: greedy', '4'):convert(options.count(1, 64))
 local opts = p:parse()
 
 local model, data = restore(opts.checkpoint)

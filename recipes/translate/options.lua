@@ -32,8 +32,7 @@ function options.parse(arguments)
     'Trains a multilingual translator with Mixture-of-Experts layers on real text, evaluates it and translates.')
   local function group(title, ...) p:group(title, ...) end
   local function option(names, default, convert, text)
-    return p:option(names, text .. (default ~= nil and (' (%s)'):format(tostring(default)) or ''))
-      :convert(convert):default(default ~= nil and tostring(default) or nil)
+    return p:option(names, text):convert(convert):default(default ~= nil and tostring(default) or nil)
   end
 
   group('Data',
@@ -41,7 +40,7 @@ function options.parse(arguments)
       :convert(codes):argname 'LIST',
     p:option('--data', 'A directory of your own parallel text, instead of fetching Debian\'s'):argname 'DIR',
     p:option('--data-dir', 'Where prepared data is kept (data/LANGS; with --data: data/NAME)'):argname 'DIR',
-    p:option('--directions', 'into English, from English, or both (into)', 'into'):choices { 'into', 'from', 'both' },
+    p:option('--directions', 'into English, from English, or both', 'into'):choices { 'into', 'from', 'both' },
     option('--denoising', 0.1, number(0, 1), 'Share of examples that are span-corrupted text'):argname 'SHARE',
     option('--temperature', 1.5, number(0.1, 100), 'Flattens the languages\' shares: size ^ (1 / T)'):argname 'T',
     option('--vocab', 8000, count(300, 200000), 'Pieces of the tokenizer'):argname 'N',
@@ -55,7 +54,7 @@ function options.parse(arguments)
     option('--experts', 8, count(1), 'Experts in every second layer; 1: a dense model'):argname 'N',
     option('--top-k', 1, count(1), 'Experts that see a token'):argname 'K',
     option('--capacity', 1.25, number(0, 1e6), 'Capacity factor in training; 0: dropless'):argname 'F',
-    p:option('--select', 'Who stays when an expert is full: random (RTS), position, probability (random)', 'random')
+    p:option('--select', 'Who stays when an expert is full: random (RTS), position, probability', 'random')
       :choices { 'random', 'position', 'probability' },
     option('--balance', 0.01, number(0, 100), 'Weight of the load-balancing loss'):argname 'W',
     option('--noise', 0, number(0, 100), 'Scale of the noise on the router\'s logits'):argname 'S',
@@ -66,26 +65,26 @@ function options.parse(arguments)
     option('--batch', 4096, count(16), 'Tokens of a step, source and target'):argname 'N',
     option('--micro-batches', 1, count(1), 'Parts of a step, for less memory'):argname 'N',
     option('--lr', 0.003, number(0, 10), 'Peak learning rate'):argname 'LR',
-    p:option('--schedule', 'After the warm-up: cosine, linear or inverse_sqrt (cosine)', 'cosine')
+    p:option('--schedule', 'After the warm-up: cosine, linear, inverse_sqrt or constant', 'cosine')
       :choices { 'cosine', 'linear', 'inverse_sqrt', 'constant' },
     option('--warmup', 300, count(0), 'Steps to the peak'):argname 'N',
     option('--label-smoothing', 0.1, number(0, 1), 'Label smoothing'):argname 'E',
     option('--clip', 1, number(0, 1e9), 'Largest norm of the gradient'):argname 'N',
     option('--seed', 1, count(0), 'Seed of everything random'):argname 'N',
-    p:option('--precision', 'f32, bf16, or auto: bf16 where the CPU has it (auto)', 'auto')
+    p:option('--precision', 'f32, bf16, or auto: bf16 where the CPU has it', 'auto')
       :choices { 'auto', 'f32', 'bf16' },
     p:flag('--recompute', 'Activation checkpointing: layers are computed again in backward, for less memory'),
     option('--ep', 1, count(1), 'Places over which the experts are spread'):argname 'N',
     option('--etp', 1, count(1), 'Ranks of a place: each has a slice of its experts'):argname 'N',
     option('--tp', 1, count(1), 'Ranks that share a batch: heads, hidden sizes and vocabulary are cut over them'):argname 'N',
-    p:option('--exchange', 'How rows travel to experts: rows, once (a token to each rank once), two_level (by host) (rows)', 'rows')
+    p:option('--exchange', 'How rows travel to experts: rows, once (a token to each rank once), two_level (by host)', 'rows')
       :choices { 'rows', 'once', 'two_level' },
     option('--zero-dense', 0, count(0, 3), 'ZeRO: replicas divide 1 optimizer state, 2 and gradients, 3 and parameters'):argname 'N',
     option('--zero-expert', 0, count(0, 3), 'The same for the parameters of experts'):argname 'N',
     p:option('--offload', 'To files in $TMPDIR: the optimizer\'s state and gradients, or parameters too')
       :choices { 'optimizer', 'parameters' })
   group('Output',
-    p:option('--out', 'Folder of checkpoints, logs and results (runs/translate)', 'runs/translate'):argname 'DIR',
+    p:option('--out', 'Folder of checkpoints, logs and results', 'runs/translate'):argname 'DIR',
     p:flag('--resume', 'Go on from the last checkpoint in --out'),
     option('--checkpoint-minutes', 2, number(0, 1e6), 'Time between checkpoints'):argname 'M',
     option('--log-every', 10, count(1), 'Steps between records in metrics.jsonl'):argname 'N',
