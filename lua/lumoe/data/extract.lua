@@ -61,7 +61,7 @@ function extract.from_packages(options, manifest)
   local missing = apt.missing()
   if missing then
     status.refuse('no %s here: the texts come from Debian packages. On another system give your own texts: '
-      .. '`--data DIR` of the recipe, `--from DIR` of recipes/prepare.lua', missing)
+      .. '`--data DIR` of the recipe and of recipes/prepare.lua', missing)
   end
   local tasks = wanted_tasks(options.langs, sources.named(options.sources))
   local names, listed, list_codes = {}, {}, { 'en' }

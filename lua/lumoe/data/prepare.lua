@@ -79,6 +79,13 @@ local function finished(options, inputs)
   return manifest
 end
 
+-- "columns 1, empty 2"
+local function counts_text(counts)
+  local words = {}
+  for reason, count in tablex.sort(counts) do words[#words + 1] = ('%s %d'):format(reason, count) end
+  return table.concat(words, ', ')
+end
+
 -- Sums what was kept and why the rest was not, and gathers the problems of the user's files.
 local function count_cleaned(options, tasks, manifest)
   manifest.cleaned, manifest.problems = {}, {}
@@ -98,6 +105,8 @@ local function count_cleaned(options, tasks, manifest)
       table.insert(manifest.problems, line)
       options.report('skipped ' .. line, true)
     end
+    local skipped = manifest.skipped[task.source]
+    if task.own and skipped then options.report(('skipped of %s in all: %s'):format(task.source, counts_text(skipped)), true) end
   end
 end
 
@@ -186,7 +195,10 @@ function prepare.run(given)
       local from = ('%s/work/%s.%s.tsv'):format(options.dir, lang, name == 'test' and 'marked' or name)
       assert(os.rename(from, ('%s/%s.%s.tsv'):format(options.dir, name, lang)))
     end
-    if not next(merged[i]) then options.report('no pairs for ' .. lang .. ' in these sources; try --sources all', true) end
+    if not next(merged[i]) then
+      local hint = options.sources == 'small' and ' in these sources; try --sources all' or ''
+      options.report(('no pairs for %s%s'):format(lang, hint), true)
+    end
   end
   write_licences(options, tasks)
   shell.write(options.dir .. '/manifest.json', json.encode(manifest))

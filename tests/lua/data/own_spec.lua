@@ -52,6 +52,13 @@ describe("the user's own texts", function()
       'de.tsv:5: not UTF-8: byte 0xE9', 'x.en:2: 2 lines more than x.fr',
     }, manifest.problems)
     assert.equal('skipped de.tsv:2: no tab; wanted two columns', messages[1])
+    assert.equal('skipped of de.tsv in all: columns 1, empty 2, utf8 1', messages[5])
+    assert.equal('skipped of x.fr in all: unequal 2', messages[7])
+  end)
+
+  it('says which language it found nothing for, without sending to other sources', function()
+    run({ ['de.tsv'] = 'one\teins\n' }, { langs = { 'de', 'fr' } })
+    assert.equal('no pairs for fr', messages[1])
   end)
 
   it("uses the user's test file as it is, and keeps its English out of training in every language", function()
