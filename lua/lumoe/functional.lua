@@ -3,6 +3,7 @@ local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local handle = require 'lumoe.handle'
 local parallel = require 'lumoe.dist.parallel'
+local random = require 'lumoe.random'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -12,7 +13,7 @@ local Tensor = tensor.methods
 local softmax, log_softmax, logsumexp = Tensor.softmax, Tensor.log_softmax, Tensor.logsumexp
 local layer_norm, rms_norm, rope = Tensor.layer_norm, Tensor.rms_norm, Tensor.rope
 local topk, sort, cross_entropy = Tensor.topk, Tensor.sort, Tensor.cross_entropy
-local linear_cross_entropy = Tensor.linear_cross_entropy
+local linear_cross_entropy, dropout = Tensor.linear_cross_entropy, Tensor.dropout
 local attention = Tensor.scaled_dot_product_attention
 
 --- Over one dim, the last by default. Computed in f32, given in x's dtype.
@@ -28,6 +29,13 @@ function Tensor:rms_norm(weight, eps) return rms_norm(self, weight, eps or 1e-6)
 function Tensor:topk(k, dim) return topk(self, k, dim or -1) end
 --- All in order along dim (the last), stable: values, ids (i64).
 function Tensor:sort(dim, descending) return sort(self, dim or -1, descending) end
+
+--- Each element is 0 with chance p, else over 1 - p. The draws are the script's next, as those of lumoe.rand, or those
+-- of a stream (random.stream gives its two halves); rows: i64 ids of the rows (all dims but the last).
+function Tensor:dropout(p, high, low, rows)
+  if high == nil then high, low = random.stream 'script' end
+  return dropout(self, p, high, low, rows)
+end
 
 local CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true, reduction = true, cut = true }
 local out = ffi.new 'lm_tensor *[1]'
