@@ -118,6 +118,7 @@ function Bench:add(record, share)
   end
   self.records[#self.records + 1] = record
   if self.opts.tell then self.opts.tell(record) end
+  return record
 end
 
 function Bench:fail(name, peer, message)
@@ -125,7 +126,7 @@ function Bench:fail(name, peer, message)
   if self.opts.tell then self.opts.tell { group = self.group, name = name, dtype = '', peer_name = peer, failed = message } end
 end
 
---- One line: our program beside its peers.
+--- One line: our program beside its peers. Returns what was added.
 ---@param line table
 --  name, dtype, quick, fields (see wanted)
 --  job        what all programs are given, with `threads` unless it has them
@@ -137,12 +138,13 @@ end
 --  limit      function(result, limits) -> the share of the physical limit that ours reaches
 --  parts      names of what is kept of the programs' answers beside ms
 function Bench:compare(line)
-  if not self:wanted(line.fields or {}, line.quick) or not line.name:find(self.opts.name or '', 1, true) then return end
+  if not self:wanted(line.fields or {}, line.quick) or not line.name:find(self.opts.name or '', 1, true) then return {} end
   line.job.threads = line.job.threads or line.threads or self.opts.threads
   local file = turns.write(line.job)
   local ours = turns.start('lumoe', self:own(line.program, file, line.launch, line.threads))
   local pace = { rounds = self.opts.rounds, seconds = self.opts.seconds, cycle = line.cycle, quick = self.opts.quick }
 
+  local added = {}
   local function parts(result)
     local kept = { ms = result.ms, samples = result.samples }
     for _, name in ipairs(line.parts or {}) do kept[name] = result[name] end
@@ -150,7 +152,7 @@ function Bench:compare(line)
   end
   local function add(own, other, peer)
     local memory = other and peer.alone and own.rss / other.rss or nil
-    self:add({ name = line.name, dtype = line.dtype, unit = line.unit, memory_share = memory,
+    added[#added + 1] = self:add({ name = line.name, dtype = line.dtype, unit = line.unit, memory_share = memory,
       ours = line.value(own.ms, own), ours_parts = parts(own),
       peer = other and line.value(other.ms, other), peer_name = peer and peer.name, peer_parts = other and parts(other) },
       line.limit and function(limits) return line.limit(own, limits) end)
@@ -178,6 +180,7 @@ function Bench:compare(line)
   if #peers == 0 then add(turns.alternate({ ours }, pace)[1]) end
   ours:close()
   os.remove(file)
+  return added
 end
 
 return new

@@ -9,6 +9,7 @@
 -- pair measured together. Groups are files of groups/, our sides are in programs/, the others in peers/.
 local argparse = require 'argparse'
 local path = require 'pl.path'
+local tablex = require 'pl.tablex'
 local clock = require('lumoe.log.terminal').clock
 local lumoe = require 'lumoe'
 local machine = require 'tests.bench.machine'
@@ -16,8 +17,9 @@ local new_bench = require 'tests.bench.bench'
 local report = require 'tests.bench.report'
 local turns = require 'tests.bench.turns'
 
-local GROUPS = { 'products', 'layer', 'models', 'ops', 'growth', 'decoding' }
 local here = path.abspath(path.dirname(arg[0]))
+local GROUPS = tablex.filter({ 'products', 'layer', 'models', 'ops', 'exchange', 'growth', 'decoding' },
+  function(name) return path.exists(path.join(here, 'groups', name .. '.lua')) end)
 
 local p = argparse('lumoe tests/bench/run.lua', 'Lumoe beside every peer, in one run.')
 p:option('--group', 'One of ' .. table.concat(GROUPS, ', ') .. '; may be given several times; default: all'):count '*':choices(GROUPS)
@@ -30,7 +32,7 @@ p:option('--rounds', 'Turns of each program of a pair'):convert(tonumber)
 p:option('--seconds', 'What a turn takes, about'):convert(tonumber)
 p:option('--threads', 'Threads of each program'):convert(tonumber):default(tostring(lumoe.threads()))
 p:option('--venv', 'Where the peers are installed'):default(path.join(machine.cache(), 'peers'))
--- which lines: those that have the value, where they have the field
+-- Which lines: those that have the value, where they have the field.
 local FIELDS = { 'experts', 'top_k', 'dtype', 'routing', 'activation', 'model', 'batches' }
 p:option('--name', 'Only lines whose name has this')
 p:option('--experts', 'Only lines with so many'):convert(tonumber)

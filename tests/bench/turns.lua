@@ -100,27 +100,29 @@ end
 --  through batches that differ); quick: one turn to warm up, not two
 function turns.alternate(programs, opts)
   local cycle, all = opts.cycle or 1, {}
+
+  -- A turn, and what the next one will be.
+  local function turn(i, steps)
+    local each = turns.median(programs[i]:turn(steps))
+    all[i].each, all[i].short = each, each < SHORT
+    all[i].steps = math.max(1, math.min(50, math.floor(opts.seconds * 1e3 / each / cycle))) * cycle
+  end
+
   for i, program in ipairs(programs) do
-    local first = program:turn(cycle)
-    all[i] = { samples = {}, steps = 0 }
-    local each = 0
-    for _, ms in ipairs(first) do each = each + ms / cycle end
-    if each * cycle > SLOW then
+    all[i] = { samples = {} }
+    turn(i, cycle)
+    if all[i].each * cycle > SLOW then
       collect(all[i].samples, program.last, cycle) -- kernels are made, pools filled: it counts all the same
-    else
-      if not opts.quick and each * cycle < LONG then
-        program:turn(cycle)
-        each = turns.median(program.last.ms)
-      end
-      all[i].short = each < SHORT
-      all[i].steps = math.max(1, math.min(50, math.floor(opts.seconds * 1e3 / each / cycle))) * cycle
+      all[i].done = true
+    elseif not opts.quick and all[i].each * cycle < LONG then
+      turn(i, cycle)
     end
   end
   for _ = 1, opts.rounds do
     for i, program in ipairs(programs) do
-      if all[i].steps > 0 then
+      if not all[i].done then
         if all[i].short then program:turn(1) end
-        program:turn(all[i].steps)
+        turn(i, all[i].steps)
         collect(all[i].samples, program.last, cycle)
       end
     end

@@ -15,30 +15,56 @@ local function peers(dtype, few)
   return list
 end
 
+-- All forms of both matrices together: what a step of the layer has, once.
+local function add_up(b, name, dtype, records, gflop_of)
+  local totals, order = {}, {}
+  for _, r in ipairs(records) do
+    local peer = r.peer_name or ''
+    if not totals[peer] then
+      totals[peer] = { count = 0, gflop = 0, own = 0, other = 0 }
+      order[#order + 1] = peer
+    end
+    local total, gflop = totals[peer], gflop_of[r]
+    total.count, total.gflop = total.count + 1, total.gflop + gflop
+    total.own, total.other = total.own + gflop / r.ours, total.other + gflop / (r.peer or 1)
+  end
+  for _, peer in ipairs(order) do
+    local total = totals[peer]
+    if total.count == 6 then
+      b:add({ name = name, dtype = dtype, unit = 'GFLOP/s', ours = total.gflop / total.own,
+        peer = peer ~= '' and total.gflop / total.other or nil, peer_name = peer ~= '' and peer or nil },
+        function(limits) return total.gflop / total.own / limits[dtype] end)
+    end
+  end
+end
+
 return {
   title = 'Products of expert layers, 2,048 tokens, balanced; share of the FMA peak',
   run = function(b)
     local tokens, shrunk = b:size(2048, 32), b:size(1, 64)
+    local function layer(dtype, experts, top_k)
+      local ids, records, gflop_of = routing.ids('balanced', tokens, experts, top_k), {}, {}
+      for _, matrix in ipairs(MATRICES) do
+        for _, form in ipairs { 'y', 'dx', 'dw' } do
+          local inputs, outputs = matrix[2] / shrunk, matrix[3] / shrunk
+          local gflop = 2e-9 * tokens * top_k * inputs * outputs
+          local added = b:compare {
+            name = ('%s %s E %d k %d'):format(matrix[1], form, experts, top_k), dtype = dtype,
+            fields = { experts = experts, top_k = top_k, dtype = dtype }, quick = experts <= 32 and top_k == 2,
+            job = { tokens = tokens, experts = experts, top_k = top_k, ids = ids, inputs = inputs, outputs = outputs, form = form,
+              dtype = dtype },
+            program = 'products', peers = peers(dtype, b.opts.quick or top_k == 8), unit = 'GFLOP/s', parts = { 'product' },
+            value = function(_, result) return gflop / result.product * 1e3 end,
+            limit = function(own, limits) return gflop / own.product * 1e3 / limits[dtype] end,
+          }
+          for _, record in ipairs(added) do records[#records + 1], gflop_of[record] = record, gflop end
+        end
+      end
+      add_up(b, ('all E %d k %d'):format(experts, top_k), dtype, records, gflop_of)
+    end
     for _, dtype in ipairs { 'f32', 'bf16' } do
       for _, experts in ipairs { 8, 32, 128 } do
-        for _, top_k in ipairs { 2, 8 } do
-          local ids = routing.ids('balanced', tokens, experts, top_k)
-          for _, matrix in ipairs(MATRICES) do
-            for _, form in ipairs { 'y', 'dx', 'dw' } do
-              local inputs, outputs = matrix[2] / shrunk, matrix[3] / shrunk
-              local gflop = 2e-9 * tokens * top_k * inputs * outputs
-              b:compare {
-                name = ('%s %s E %d k %d'):format(matrix[1], form, experts, top_k), dtype = dtype,
-                fields = { experts = experts, top_k = top_k, dtype = dtype }, quick = experts <= 32 and top_k == 2,
-                job = { tokens = tokens, experts = experts, top_k = top_k, ids = ids, inputs = inputs, outputs = outputs, form = form,
-                  dtype = dtype },
-                program = 'products', peers = peers(dtype, b.opts.quick or top_k == 8), unit = 'GFLOP/s', parts = { 'product' },
-                value = function(_, result) return gflop / result.product * 1e3 end,
-                limit = function(own, limits) return gflop / own.product * 1e3 / limits[dtype] end,
-              }
-            end
-          end
-        end
+        for _, top_k in ipairs { 2, 8 } do layer(dtype, experts, top_k) end
       end
     end
   end,
