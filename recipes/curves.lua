@@ -2,10 +2,10 @@
 --   ./lumoe recipes/curves.lua runs/translate
 --   ./lumoe recipes/curves.lua moe=runs/a dense=runs/b --over tokens --out curves.svg
 local lumoe = require 'lumoe'
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 local path = require 'pl.path'
 
-local p = argparse('lumoe recipes/curves.lua', 'Draws the curves of trainings.')
+local p = parser('lumoe recipes/curves.lua', 'Draws the curves of trainings.')
 p:argument('runs', 'Folders of runs (with metrics.jsonl), as DIR or NAME=DIR'):args '+'
 p:option('--what', 'loss, valid_loss, tokens_per_s, dropped, lr or grad_norm (loss)', 'loss')
 p:option('--over', 'step, tokens or minutes (step)', 'step'):choices { 'step', 'tokens', 'minutes' }

@@ -1,13 +1,13 @@
 --- Evaluates a checkpoint of recipes/translate.lua again.
 --   ./lumoe recipes/evaluate.lua runs/translate/checkpoint-3000 --beam 8
 local lumoe = require 'lumoe'
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 local evaluation = require 'recipes.translate.evaluation'
 local options = require 'recipes.translate.options'
 local restore = require 'recipes.translate.restore'
 local path = require 'pl.path'
 
-local p = argparse('lumoe recipes/evaluate.lua', 'Scores a translator: BLEU, chrF, use of the experts.')
+local p = parser('lumoe recipes/evaluate.lua', 'Scores a translator: BLEU, chrF, use of the experts.')
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
 p:option('--beam', 'Beams; 1: greedy', '4'):convert(options.count(1, 64))
 p:option('--test-sentences', 'Of each direction; 0: all', '0'):convert(options.count(0))

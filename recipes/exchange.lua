@@ -13,13 +13,13 @@
 -- The busiest rank: its routes, over what each would have if all had the same.
 -- Ends with 1 when a counter is not what counting the routes by hand gives, or `turning` misses its closed form.
 local lumoe = require 'lumoe'
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 local count = require('recipes.translate.options').count
 local figures = require 'recipes.figures'
 local dist, moe = lumoe.dist, lumoe.moe
 local placement = moe.policies.placement
 
-local p = argparse('lumoe recipes/exchange.lua', 'Rows, bytes and messages of the exchanges of an MoE layer.')
+local p = parser('lumoe recipes/exchange.lua', 'Rows, bytes and messages of the exchanges of an MoE layer.')
 p:option('--experts', 'Experts (64)', '64'):convert(count(1)):argname 'N'
 p:option('--top-k', 'Experts of a token (8)', '8'):convert(count(1)):argname 'N'
 p:option('--dim', 'Size of a token (16)', '16'):convert(count(1)):argname 'N'

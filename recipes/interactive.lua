@@ -2,13 +2,13 @@
 --   ./lumoe recipes/interactive.lua runs/translate
 --   > Das Dokument wurde gespeichert.
 -- `:from de` and `:to en` choose the languages.
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 local options = require 'recipes.translate.options'
 local restore = require 'recipes.translate.restore'
 local terminal = require 'lumoe.log.terminal'
 local translation = require 'recipes.translate.translation'
 
-local p = argparse('lumoe recipes/interactive.lua', 'Translates the lines of standard input.')
+local p = parser('lumoe recipes/interactive.lua', 'Translates the lines of standard input.')
 p:argument('checkpoint', 'A checkpoint, or a folder with some (then the last)')
 p:option('--from', 'Language of the input (the first it was trained on)')
 p:option('--to', 'Language of the output', 'en')

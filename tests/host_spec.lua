@@ -177,6 +177,12 @@ describe('under mpirun', function()
     assert.is_true(os.time() - err:match 'boom at (%d+)' <= 5)
   end)
 
+  it('ends them with a word also after an error without one', function()
+    local code, _, err = lumoe([[-e 'if require "lumoe.host".rank == 1 then error(nil) end require "posix.unistd".sleep(30)']], ranks)
+    assert.equal(1, code)
+    assert.matches('%[rank 1%] %(error object is a nil value%)\nstack traceback:', err)
+  end)
+
   it('ends the ranks that wait in a collective too', function()
     local code, _, err = lumoe([[-e 'local C = require "lumoe.ffi"
       if C.lm_dist_rank() == 1 then error("boom at " .. os.time()) end

@@ -1,5 +1,5 @@
 --- The command line of check_layouts, one option a line.
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 
 local options = {}
 
@@ -14,7 +14,7 @@ local function number(low, high, whole)
 end
 
 function options.parse(arguments)
-  local p = argparse('lumoe recipes/check_layouts.lua',
+  local p = parser('lumoe recipes/check_layouts.lua',
     'Runs one batch under every layout that fits the ranks, and compares losses and gradients with one process.')
   local function option(name, default, low, high, text, fraction)
     p:option(name, ('%s (%s)'):format(text, default)):convert(number(low, high, not fraction)):default(tostring(default))

@@ -1,5 +1,5 @@
 --- The command line of recipes/estimate.lua.
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 local count = require('recipes.translate.options').count
 local dist = require('lumoe').dist
 local estimate = require('lumoe').estimate
@@ -21,7 +21,7 @@ end
 
 --- { model, mesh, batch } as lumoe.estimate takes them, precision, hardware, recompute, overlap, json, paper, verify.
 function options.parse(arguments)
-  local p = argparse('lumoe recipes/estimate.lua',
+  local p = parser('lumoe recipes/estimate.lua',
     'Predicts memory by purpose, bytes on each wire and time of a training step, for any number of ranks.')
   local function option(name, default, convert, text)
     return p:option(name, ('%s (%s)'):format(text, tostring(default))):convert(convert):default(tostring(default))

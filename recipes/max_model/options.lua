@@ -1,5 +1,5 @@
 --- The command line of recipes/max_model.lua.
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 local modes = require 'recipes.max_model.modes'
 
 local options = {}
@@ -29,7 +29,7 @@ local function mode_list(text)
 end
 
 function options.parse(arguments)
-  local p = argparse('lumoe recipes/max_model.lua', 'Looks for the largest Mixture-of-Experts model that can be trained in '
+  local p = parser('lumoe recipes/max_model.lua', 'Looks for the largest Mixture-of-Experts model that can be trained in '
     .. 'a given memory, with each kind of parallelism and offload.')
   local function option(names, default, convert, text)
     return p:option(names, ('%s (%s)'):format(text, tostring(default))):convert(convert):default(tostring(default))

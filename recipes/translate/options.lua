@@ -1,5 +1,5 @@
 --- The command line of the translation recipes, one option a line.
-local argparse = require 'argparse'
+local parser = require 'recipes.parser'
 local dist = require('lumoe').dist
 local languages = require 'lumoe.data.languages'
 
@@ -28,7 +28,7 @@ end
 
 --- The options of one run, with defaults filled in.
 function options.parse(arguments)
-  local p = argparse('lumoe recipes/translate.lua',
+  local p = parser('lumoe recipes/translate.lua',
     'Trains a multilingual translator with Mixture-of-Experts layers on real text, evaluates it and translates.')
   local function group(title, ...) p:group(title, ...) end
   local function option(names, default, convert, text)

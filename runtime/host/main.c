@@ -60,7 +60,7 @@ static int is_refusal(lua_State *L) {
     int found = 0;
     if (lua_istable(L, -1)) {
         lua_getfield(L, -1, "refusal");
-        found = lua_rawequal(L, 1, -1);
+        found = !lua_isnil(L, -1) && lua_rawequal(L, 1, -1);
         lua_pop(L, 1);
     }
     lua_pop(L, 2);
@@ -72,7 +72,8 @@ static int traceback(lua_State *L) {
     if (!message) {
         if (luaL_callmeta(L, 1, "__tostring") && lua_isstring(L, -1))
             message = lua_tostring(L, -1);
-        else if (lua_isnil(L, 1)) return 1; /* error(nil): ends the script without a word */
+        else if (lua_isnil(L, 1) && lm_launcher_rank() < 0)
+            return 1; /* error(nil): ends the script without a word, but not a job */
         else message = lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
     }
     if (!is_refusal(L)) luaL_traceback(L, L, message, 1);
