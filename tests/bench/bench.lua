@@ -2,6 +2,7 @@
 --
 -- A comparison (`compare`) is of our program with one peer after the other; the two take turns (turns.lua), so a ratio is
 -- that of a pair measured together, and at most two programs hold their model at a time.
+local clock = require('lumoe.log.terminal').clock
 local machine = require 'tests.bench.machine'
 local turns = require 'tests.bench.turns'
 
@@ -90,11 +91,15 @@ local function measure(self)
   for name, value in pairs(limits) do self.limits[name] = math.max(self.limits[name], value) end
 end
 
---- A group begins.
-function Bench:begin(group)
-  self.group = group
+--- A group begins, which has so many minutes, or as many as it wants: so that the whole ends in time on a slow machine too,
+-- pairs have one round after three quarters of them, and after all of them peers are left out, which is told.
+function Bench:begin(group, minutes)
+  self.group, self.begun, self.minutes = group, clock(), minutes
   measure(self)
 end
+
+-- The share of its minutes that the group has used.
+local function spent(self) return self.minutes and (clock() - self.begun) / (60 * self.minutes) or 0 end
 
 --- A group ends: shares of the limit are of what was measured at most.
 function Bench:finish()
@@ -165,6 +170,8 @@ function Bench:compare(line)
   for _, peer in ipairs(peers) do
     local program
     local ok, message = pcall(function()
+      if spent(self) >= 1 then error('no time was left for it', 0) end
+      pace.rounds = spent(self) < 0.75 and self.opts.rounds or 1
       program = peer_with(self, peer, line.job)
       if line.check then line.check(ours.about, program.about) end
       local own, other = unpack(turns.alternate({ ours, program }, pace))
@@ -177,7 +184,7 @@ function Bench:compare(line)
     if program and (peer.alone or peer.program) then program:close()
     elseif program and not program.ended then pcall(program.ask, program, 'drop') end
   end
-  if #peers == 0 then add(turns.alternate({ ours }, pace)[1]) end
+  if #added == 0 then add(turns.alternate({ ours }, pace)[1]) end
   ours:close()
   os.remove(file)
   return added

@@ -74,7 +74,8 @@ local begun = clock()
 for _, name in ipairs(#opts.group > 0 and opts.group or GROUPS) do
   local group, started = require('tests.bench.groups.' .. name), clock()
   io.write(('\n%s: %s\n'):format(name, group.title))
-  bench:begin(name)
+  local minutes = #opts.group == 0 and group.minutes
+  bench:begin(name, minutes and minutes[opts.quick and 'quick' or 'full'])
   group.run(bench)
   bench:finish()
   io.write(('%s took %.0f s\n'):format(name, clock() - started))

@@ -34,6 +34,7 @@ end
 
 return {
   title = 'Decoding, new tokens of all rows a second',
+  minutes = { quick = 0.7, full = 6 },
   run = function(b)
     for _, line in ipairs(LINES) do
       local model, names, beam = unpack(line)

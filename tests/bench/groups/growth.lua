@@ -55,6 +55,7 @@ end
 
 return {
   title = 'Growth: forward and backward of the layer (share of what multiplying or memory allows); ranks: steps of the recipe',
+  minutes = { quick = 0.7, full = 4 },
   run = function(b)
     for _, dtype in ipairs { 'f32', 'bf16' } do
       local bf16 = dtype == 'bf16'

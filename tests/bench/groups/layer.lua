@@ -61,6 +61,7 @@ end
 
 return {
   title = 'One MoE layer, forward + backward + AdamW: dim 512, hidden 2048, 2,048 tokens; share of the FMA peak without AdamW',
+  minutes = { quick = 2.2, full = 28 },
   run = function(b)
     for _, kind in ipairs { { 'swiglu' }, { 'relu', 1.25 }, { 'relu' } } do
       for _, dtype in ipairs { 'f32', 'bf16' } do

@@ -28,6 +28,7 @@ end
 
 return {
   title = 'Whole models, one training step; tokens of source and target; memory: the most that a process had, ours over theirs',
+  minutes = { quick = 2.4, full = 10 },
   run = function(b)
     for _, line in ipairs(LINES) do
       local model, batches, names, dense = unpack(line, 1, 4)

@@ -10,6 +10,7 @@ local LARGE = { 'linear', 'add', 'gelu', 'swiglu', 'layer_norm', 'rms_norm', 'so
 
 return {
   title = 'Operations: nanoseconds of one on 6 elements, 1 thread; milliseconds of one with work to do, forward and backward',
+  minutes = { quick = 0.5, full = 2 },
   run = function(b)
     b:compare {
       name = 'start to first tensor', dtype = '', quick = true, program = 'start', unit = 'ms', value = measures.ms(),

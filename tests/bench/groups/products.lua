@@ -40,6 +40,7 @@ end
 
 return {
   title = 'Products of expert layers, 2,048 tokens, balanced; share of the FMA peak',
+  minutes = { quick = 0.8, full = 5 },
   run = function(b)
     local tokens, shrunk = b:size(2048, 32), b:size(1, 64)
     local function layer(dtype, experts, top_k)
