@@ -188,8 +188,8 @@ local function bars_script(opts, kind, output)
   return table.concat(out, '\n') .. '\n'
 end
 
-local BARS = { bars = 'table', title = 'string?', xlabel = 'string?', notes = 'table?', mark = 'number?', width = 'number?', height = 'number?',
-  out = 'string?', kind = 'string?' }
+local BARS = { bars = 'table', title = 'string?', xlabel = 'string?', notes = 'table?', mark = 'number?', width = 'number?',
+  height = 'number?', out = 'string?', kind = 'string?' }
 
 --- Draws bars into a file, or returns the picture, as `curve` does.
 ---@param opts table  bars: { label = text, value = number } each; title, xlabel, out, kind: string?; mark: number?; notes:
