@@ -13,4 +13,12 @@ local function position()
   return ''
 end
 
-return { position = position }
+--- The same of the line where a function of Lua begins.
+---@param f function
+---@return string
+local function beginning(f)
+  local info = debug.getinfo(f, 'S')
+  return info.what == 'C' and '' or ('%s:%d: '):format(info.short_src, info.linedefined)
+end
+
+return { position = position, beginning = beginning }

@@ -41,4 +41,13 @@ function options.check(who, opts, wanted)
   return opts
 end
 
+--- Raises unless an option is a whole number from 1.
+---@param who string
+---@param name string
+function options.whole(who, name, value)
+  if type(value) ~= 'number' or value < 1 or value % 1 ~= 0 then
+    options.raise(who, "option '%s' must be a whole number from 1, not %s", name, tostring(value))
+  end
+end
+
 return options

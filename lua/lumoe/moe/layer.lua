@@ -32,6 +32,12 @@ local OPTIONS = { dim = true, experts = true, router = true, capacity = true, ba
 local CAPACITY = { factor = true, eval_factor = true, select = true }
 local SELECT = { random = true, position = true, probability = true }
 
+-- "3", "a function": what was given instead.
+local function described(value)
+  local kind = type(value)
+  return (kind == 'number' or kind == 'nil') and tostring(value) or 'a ' .. kind
+end
+
 local function check_capacity(capacity)
   if capacity == nil then return {} end
   tensor.options(capacity, CAPACITY, 'moe.Layer: capacity')
@@ -57,12 +63,36 @@ local function check_normalize(normalize)
 end
 
 local function check_balance(list)
-  for i, balancer in ipairs(list or {}) do
+  list = list or {}
+  if type(list) ~= 'table' or list.balance then
+    status.argument 'moe.Layer: balance must be a list of balancers, as { moe.balance.load(0.01) }'
+  end
+  for key in pairs(list) do
+    if type(key) ~= 'number' then status.argument("moe.Layer: balance is a list, and has no place '%s'", tostring(key)) end
+  end
+  for i, balancer in ipairs(list) do
     if type(balancer) ~= 'function' and not (type(balancer) == 'table' and type(balancer.balance) == 'function') then
       status.argument('moe.Layer: balance[%d] must be a function or have a method `balance`', i)
     end
   end
-  return list or {}
+  return list
+end
+
+-- What dim, experts and router must be for the layer to be made of them.
+local function check_parts(opts)
+  for _, name in ipairs { 'dim', 'experts', 'router' } do
+    if opts[name] == nil then status.argument("moe.Layer: option '%s' is missing", name) end
+  end
+  if type(opts.dim) ~= 'number' or opts.dim < 1 or opts.dim % 1 ~= 0 then
+    status.argument('moe.Layer: dim must be a whole number from 1, not %s', tostring(opts.dim))
+  end
+  local experts, router = opts.experts, opts.router
+  if not module.is_module(experts) or type(experts.attach) ~= 'function' or type(experts.count) ~= 'number' then
+    status.argument('moe.Layer: experts must be a moe.FFN, or a module like it, not %s', described(experts))
+  end
+  if not module.is_module(router) or type(router.choose) ~= 'function' then
+    status.argument('moe.Layer: router must be a moe.Router, not %s', described(router))
+  end
 end
 
 -- Which place (a rank of the expert group, or with etp a few) holds which expert: as given, or even blocks.
@@ -98,10 +128,9 @@ end
 --   exchange   how rows travel between ranks: 'rows' (default), 'once', 'padded', 'two_level', or a table:
 --              { once = true, way = 'two_level', parts = 4, shadow = 2 } (moe/exchange.lua)
 function Layer:init(opts)
+  if opts == nil then status.argument 'moe.Layer: wants a table of options' end
   tensor.options(opts, OPTIONS, 'moe.Layer')
-  for _, name in ipairs { 'dim', 'experts', 'router' } do
-    if opts[name] == nil then status.argument("moe.Layer: option '%s' is missing", name) end
-  end
+  check_parts(opts)
   self.dim, self.experts, self.router = opts.dim, opts.experts, opts.router
   self.capacity, self.balance = check_capacity(opts.capacity), check_balance(opts.balance)
   local normalize = opts.normalize
@@ -231,6 +260,7 @@ end
 ---@return lumoe.Tensor y    [..., dim]; 0 for padding and for tokens all of whose routes were dropped
 ---@return lumoe.Tensor aux  a scalar
 function Layer:forward(x, tags)
+  if not tensor.is_tensor(x) then status.argument('moe.Layer: x must be a tensor, not %s', described(x)) end
   local shape = x:shape_table()
   if shape[#shape] ~= self.dim then
     status.argument('moe.Layer: x is %s, but dim is %d', tensor.describe(x), self.dim)

@@ -6,7 +6,9 @@
 --   logits      [tokens, experts], only for balancers that want it (moe.balance.z)
 -- Modules among the fields may have moe.EXPERTS as a size. self.bias, [experts] f32, is zero unless
 -- a balancer moves it; added to the scores only to choose, it never enters the weights.
+-- self.top_k, where there is one, is how many experts see a token: at most those that there are.
 -- self.normalize is the layer's default for its option of that name.
+local caller = require 'lumoe.caller'
 local module = require 'lumoe.nn.module'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
@@ -28,6 +30,9 @@ end
 
 --- Called by the layer: so many experts there are.
 function Router:attach(experts)
+  if type(self.top_k) == 'number' and self.top_k > experts then
+    status.argument('moe.Layer: the router chooses top_k = %d of %d experts', self.top_k, experts)
+  end
   self.experts = experts
   self:bind(require('lumoe.moe').EXPERTS, experts)
   module.buffer(self, 'bias', tensor.zeros(experts))
@@ -49,11 +54,11 @@ local function fault(choice, tokens, experts)
   end
 end
 
---- Routes and checks. Returns the choice, or nil and a message.
+--- Routes and checks. Returns the choice, or nil and a message at the line where `route` begins.
 function Router:choose(x, tags)
   local choice = self:route(x, tags)
   local wrong = fault(choice, x:size(0), self.experts)
-  if wrong then return nil, ("router '%s': %s"):format(self:path(), wrong) end
+  if wrong then return nil, ("%srouter '%s': %s"):format(caller.beginning(self.route), self:path(), wrong) end
   return choice
 end
 

@@ -27,6 +27,9 @@ function Linear:init(opts)
   tensor.options(opts, { true, true, bias = true, f32 = true, init = true, std = true, mesh = true, split = true,
     parts = true }, 'nn.Linear')
   local inputs, outputs, split, parts = opts[1], opts[2], opts.split, opts.parts or 1
+  if type(inputs) ~= 'number' or outputs == nil then
+    status.argument('nn.Linear: wants { in, out }, not { %s, %s }', tostring(inputs), tostring(outputs))
+  end
   local kind, bound = opts.init or 'uniform', 1 / math.sqrt(inputs)
   if kind == 'xavier' then kind, bound = 'uniform', math.sqrt(6 / (inputs + outputs)) end
   if split ~= nil and split ~= 'columns' and split ~= 'rows' then

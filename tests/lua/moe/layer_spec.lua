@@ -255,6 +255,8 @@ describe('the MoE layer', function()
   it('says so when x has another dim', function()
     local layer = fixture()
     assert.error_matches(function() layer(lumoe.zeros(3, DIM + 1)) end, 'x is %[3, 7%] f32, but dim is 6')
+    assert.matches('layer_spec.lua:%d+: moe.Layer: x must be a tensor, not nil',
+      select(2, pcall(function() layer(nil) end)))
   end)
 end)
 
@@ -311,6 +313,15 @@ describe('a custom router', function()
       faulty(function() return fixed(some_ids(0), lumoe.zeros(T, 5)) end))
     assert.matches('expert_ids are %[11, 1%] f32', faulty(function() return fixed(lumoe.zeros(T, 1)) end))
     assert.matches('route returned nil, not a table', faulty(function() end))
+    for _, route in ipairs {
+      function() end,
+      function() return fixed(lumoe.zeros(T, 1)) end,
+      function() return fixed(some_ids(0), lumoe.zeros(T, 5)) end,
+    } do
+      local here = ("layer_spec.lua:%d: router 'router': "):format(debug.getinfo(route, 'S').linedefined)
+      local message = faulty(route)
+      assert.truthy(message:find(here, 1, true), message) -- where the user's function begins
+    end
     assert.matches('layer_spec.lua:%d+: oh no', faulty(function() error 'oh no' end))
   end)
 
@@ -346,6 +357,22 @@ describe('options', function()
       message(function(o) o.exchange = { way = 'far' } end))
     assert.matches("normalize must be 'chosen', 'kept' or false", message(function(o) o.normalize = 'all' end))
     assert.matches('balance%[1%] must be a function', message(function(o) o.balance = { 0.01 } end))
+    assert.matches('balance must be a list of balancers', message(function(o) o.balance = moe.balance.load(0.01) end))
+    assert.matches("balance is a list, and has no place 'load'",
+      message(function(o) o.balance = { load = moe.balance.load(0.01) } end))
+    assert.matches('layer_spec.lua:%d+: moe.Layer: router must be a moe.Router, not 3',
+      message(function(o) o.router = 3 end))
+    assert.matches('router must be a moe.Router, not a table', message(function(o) o.router = {} end))
+    assert.matches('experts must be a moe.FFN, or a module like it, not 8', message(function(o) o.experts = 8 end))
+    assert.matches('dim must be a whole number from 1, not 2.5', message(function(o) o.dim = 2.5 end))
+    assert.matches('layer_spec.lua:%d+: moe.Layer: the router chooses top_k = 5 of 4 experts',
+      message(function(o) o.router = moe.routers.top_k { dim = DIM, top_k = 5 } end))
+    for _, name in ipairs { 'top_k', 'noisy_top_k', 'switch' } do
+      assert.matches(('layer_spec.lua:%%d+: %s router: option \'dim\' %%(a number%%) is missing'):format(name),
+        select(2, pcall(function() return moe.routers[name] { top_k = name ~= 'switch' and 2 or nil } end)))
+    end
+    assert.matches("top_k router: option 'top_k' must be a whole number from 1, not 1.5",
+      select(2, pcall(moe.routers.top_k, { dim = DIM, top_k = 1.5 })))
     assert.matches("no activation 'swish'", select(2, pcall(moe.FFN, { experts = 2, hidden = 2, activation = 'swish' })))
   end)
 end)

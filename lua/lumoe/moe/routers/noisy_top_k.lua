@@ -3,8 +3,7 @@
 local lumoe = require 'lumoe'
 local moe = require 'lumoe.moe'
 local nn = require 'lumoe.nn'
-local status = require 'lumoe.status'
-local tensor = require 'lumoe.tensor'
+local options = require 'lumoe.options'
 
 -- log(1 + exp(x)), without overflow
 local function softplus(x) return x:clamp(0) + ((-x:abs()):exp() + 1):log() end
@@ -13,8 +12,8 @@ local function softplus(x) return x:clamp(0) + ((-x:abs()):exp() + 1):log() end
 ---@param opts { dim: integer, top_k: integer, scale?: number }
 ---@return lumoe.Router
 local function noisy_top_k(opts)
-  tensor.options(opts, { dim = true, top_k = true, scale = true }, 'noisy_top_k router')
-  if not opts.top_k or opts.top_k < 1 then status.argument 'noisy_top_k router: top_k must be at least 1' end
+  options.check('noisy_top_k router', opts, { dim = 'number', top_k = 'number', scale = 'number?' })
+  options.whole('noisy_top_k router', 'top_k', opts.top_k)
   return moe.Router {
     gate = nn.Linear { opts.dim, moe.EXPERTS, bias = false },
     noise = nn.Linear { opts.dim, moe.EXPERTS, bias = false },

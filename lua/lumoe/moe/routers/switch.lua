@@ -3,12 +3,12 @@
 local lumoe = require 'lumoe'
 local moe = require 'lumoe.moe'
 local nn = require 'lumoe.nn'
-local tensor = require 'lumoe.tensor'
+local options = require 'lumoe.options'
 
 ---@param opts { dim: integer, jitter?: number }  jitter = 0.01
 ---@return lumoe.Router
 local function switch(opts)
-  tensor.options(opts, { dim = true, jitter = true }, 'switch router')
+  options.check('switch router', opts, { dim = 'number', jitter = 'number?' })
   return moe.Router {
     gate = nn.Linear { opts.dim, moe.EXPERTS, bias = false },
     jitter = opts.jitter or 0.01,

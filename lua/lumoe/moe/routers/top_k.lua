@@ -1,14 +1,13 @@
 --- Top-k softmax router (Shazeer et al. 2017, eq. 3-5, without noise): which experts see each token.
 local moe = require 'lumoe.moe'
 local nn = require 'lumoe.nn'
-local status = require 'lumoe.status'
-local tensor = require 'lumoe.tensor'
+local options = require 'lumoe.options'
 
 ---@param opts { dim: integer, top_k: integer }
 ---@return lumoe.Router
 local function top_k(opts)
-  tensor.options(opts, { dim = true, top_k = true }, 'top_k router')
-  if not opts.top_k or opts.top_k < 1 then status.argument 'top_k router: top_k must be at least 1' end
+  options.check('top_k router', opts, { dim = 'number', top_k = 'number' })
+  options.whole('top_k router', 'top_k', opts.top_k)
   return moe.Router {
     gate = nn.Linear { opts.dim, moe.EXPERTS, bias = false },
     top_k = opts.top_k,
