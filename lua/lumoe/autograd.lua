@@ -23,8 +23,14 @@ local function forget_freed()
   end
 end
 
+local function check_callable(f, op)
+  if type(f) == 'function' or (type(f) == 'table' and getmetatable(f) and getmetatable(f).__call) then return end
+  status.argument('%s: wants a function, not %s', op, type(f) == 'nil' and 'nil' or 'a ' .. type(f))
+end
+
 --- Runs f() without recording; returns what it returns.
 function autograd.no_grad(f, ...)
+  check_callable(f, 'no_grad')
   local before = C.lm_grad_set_enabled(0)
   local function done(ok, ...)
     C.lm_grad_set_enabled(before)
@@ -32,6 +38,22 @@ function autograd.no_grad(f, ...)
     return ...
   end
   return done(xpcall(f, function(message) return message end, ...))
+end
+
+-- What a custom function's backward returned, a gradient for each input, to the inputs that want one.
+local function give(node, ...)
+  for i = node.inputs + 1, select('#', ...) do
+    if select(i, ...) ~= nil then
+      status.argument('%s backward: gradient %d, but forward had only %d tensor%s', node.name, i, node.inputs,
+        node.inputs == 1 and '' or 's')
+    end
+  end
+  for i = 1, math.min(node.inputs, select('#', ...)) do
+    local grad = select(i, ...)
+    if grad ~= nil and C.lm_backward_custom_wants(i - 1) == 1 then
+      check(C.lm_backward_custom_give(i - 1, pointer(grad, node.name .. ' backward', 'gradient ' .. i)))
+    end
+  end
 end
 
 -- The custom function that is due: its outputs' gradients in, its inputs' out.
@@ -42,12 +64,7 @@ local function run_custom()
     check(C.lm_backward_custom_grad(i - 1, out))
     grads[i] = out[0] ~= nil and own(out[0]) or nil
   end
-  local given = { autograd.no_grad(node.backward, node.context, unpack(grads, 1, node.outputs)) }
-  for i = 1, node.inputs do
-    if given[i] ~= nil and C.lm_backward_custom_wants(i - 1) == 1 then
-      check(C.lm_backward_custom_give(i - 1, pointer(given[i], node.name .. ' backward', 'gradient ' .. i)))
-    end
-  end
+  give(node, autograd.no_grad(node.backward, node.context, unpack(grads, 1, node.outputs)))
 end
 
 --- Gradients of `root` (one element, unless `grad` is given) into the leaves' .grad, which accumulate.
@@ -86,6 +103,12 @@ end
 ---@param def { forward: function, backward: function, release?: function, name?: string }
 function autograd.custom(def)
   tensor.options(def, { forward = true, backward = true, release = true, name = true }, 'custom')
+  for _, name in ipairs { 'forward', 'backward' } do
+    if type(def) ~= 'table' or type(def[name]) ~= 'function' then
+      status.argument('custom: wants { forward = function, backward = function }; %s is %s', name,
+        type(def) == 'table' and type(def[name]) or 'nil')
+    end
+  end
   local name = def.name or 'custom function'
   return function(...)
     local context, inputs = {}, {}
@@ -131,6 +154,7 @@ end
 -- (also in tables), which go to the scope around this one, or passed to `keep`. An error leaves
 -- the scope too.
 function autograd.scope(f, ...)
+  check_callable(f, 'scope')
   check(C.lm_scope_enter())
   local function done(ok, ...)
     if ok then

@@ -32,6 +32,8 @@ describe('backward', function()
     fails('backward: %[2%] f32 is not a single number', function() (x * 3):backward() end)
     fails('backward: gradient is %[3%] f32, but the tensor is %[2%] f32',
       function() (x * 3):backward { grad = lumoe.ones(3) } end)
+    fails('autograd_spec.lua:%d+: no_grad: wants a function, not nil', function() lumoe.no_grad() end)
+    fails('autograd_spec.lua:%d+: scope: wants a function, not a number', function() lumoe.scope(3) end)
     fails("backward: unknown option 'retain'", function() (x * 3):sum():backward { retain = true } end)
   end)
 
@@ -305,6 +307,14 @@ describe('a custom function', function()
     local number = lumoe.custom { forward = function(_, v) return v * 1 end, backward = function() return 7 end }
     fails('gradient 1 must be a tensor, not 7', function() number(x):sum():backward() end)
     fails('result 1 is no tensor', lumoe.custom { forward = function() return 7 end, backward = function() end }, x)
+    local more = lumoe.custom { forward = function(_, v) return v * 1 end, backward = function(_, dy) return dy, dy end }
+    fails('custom function backward: gradient 2, but forward had only 1 tensor$', function() more(x):sum():backward() end)
+    assert.is_nil(x.grad)
+    local nothing_more = lumoe.custom { forward = function(_, v) return v * 1 end, backward = function(_, dy) return dy, nil end }
+    nothing_more(x):sum():backward()
+    assert.same({ 1, 1 }, x.grad:totable())
+    fails('autograd_spec.lua:%d+: custom: wants .* forward is nil', function() lumoe.custom() end)
+    fails('custom: wants .* backward is number', function() lumoe.custom { forward = print, backward = 3 } end)
     fails("custom: unknown option 'backwards'", lumoe.custom, { forward = 1, backwards = 2 })
   end)
 
