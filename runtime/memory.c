@@ -9,6 +9,7 @@
 #include "runtime/memory.h"
 #include "runtime/tensor_impl.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,6 +58,14 @@ static bool made_to_fail(void) {
     return false;
 }
 
+/* "4.2 MB", "12.3 KB", "64 bytes": none of them 0.0 */
+static const char *in_words(int64_t bytes, char text[32]) {
+    if (bytes >= 100000) snprintf(text, 32, "%.1f MB", (double)bytes / 1e6);
+    else if (bytes >= 1000) snprintf(text, 32, "%.1f KB", (double)bytes / 1e3);
+    else snprintf(text, 32, "%lld bytes", (long long)bytes);
+    return text;
+}
+
 int lm__memory_alloc(int64_t bytes, void **out, int *purpose) {
     if (made_to_fail())
         return lm_fail(LM_EOOM,
@@ -64,9 +73,10 @@ int lm__memory_alloc(int64_t bytes, void **out, int *purpose) {
                        (long long)bytes);
     int64_t size;
     int class = size_class(bytes, &size);
+    char asked[32], used[32], most[32];
     if (limit > 0 && size > limit - live_all)
-        return lm_fail(LM_EOOM, "no memory: %.1f MB asked, %.1f MB live of a limit of %.1f MB",
-                       (double)size / 1e6, (double)live_all / 1e6, (double)limit / 1e6);
+        return lm_fail(LM_EOOM, "no memory: %s asked, %s live of a limit of %s",
+                       in_words(size, asked), in_words(live_all, used), in_words(limit, most));
     void *p;
     if (class < 0) p = lm__arena_alloc(size);
     else if ((p = freelist[class]) != NULL) {
@@ -74,8 +84,8 @@ int lm__memory_alloc(int64_t bytes, void **out, int *purpose) {
         pooled -= size;
     } else p = aligned_alloc(64, (size_t)size);
     if (!p)
-        return lm_fail(LM_EOOM, "no memory: the system refused %.1f MB, %.1f MB live",
-                       (double)size / 1e6, (double)live_all / 1e6);
+        return lm_fail(LM_EOOM, "no memory: the system refused %s, %s live",
+                       in_words(size, asked), in_words(live_all, used));
     *out = p;
     *purpose = purpose_now;
     live[purpose_now] += size, live_all += size;

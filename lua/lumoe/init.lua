@@ -34,6 +34,9 @@ end
 -- error; but what is under way or read ahead gives way, as it does at a limit.
 ---@param opts { soft?: boolean }?
 function lumoe.memory_limit(bytes, opts)
+  if type(bytes) ~= 'number' or not (bytes >= 0) then
+    status.argument('memory_limit: wants a number of bytes, not %s', tostring(bytes))
+  end
   opts = tensor.options(opts, { soft = true }, 'memory_limit')
   if opts.soft then C.lm_memory_set_soft_limit(bytes) else C.lm_memory_set_limit(bytes) end
 end
@@ -41,6 +44,9 @@ function lumoe.reset_peak_memory() C.lm_memory_reset_peak() end
 
 --- Threads that kernels use; with an argument, sets them.
 function lumoe.threads(n)
+  if n ~= nil and (type(n) ~= 'number' or n < 1 or n % 1 ~= 0) then
+    status.argument('threads: wants a whole number from 1, not %s', tostring(n))
+  end
   if n then C.lm_set_threads(n) end
   return C.lm_threads()
 end

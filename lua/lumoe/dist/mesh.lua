@@ -120,6 +120,7 @@ local meshes = {}
 ---@return lumoe.Mesh
 local function mesh(opts)
   opts = opts or {}
+  if type(opts) ~= 'table' then status.argument('mesh: wants a table of options, as { ep = 2 }, not %s', tostring(opts)) end
   local world = world_of(opts.ranks)
   local size, rank = world.size, world.rank
   local m = checked(opts, size)

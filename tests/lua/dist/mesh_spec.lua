@@ -18,6 +18,7 @@ describe('dist.mesh', function()
 
   it('names the numbers of what cannot be', function()
     local function fails(opts, pattern) assert.error_matches(function() dist.mesh(opts) end, '^mesh: ' .. pattern) end
+    fails(4, 'wants a table of options, as { ep = 2 }, not 4')
     fails({ tp = 3 }, 'tp = 3 does not divide the 1 rank of the job')
     fails({ ep = 2 }, 'ep = 2 does not divide the 1 rank of the job')
     fails({ ep = 2, etp = 2 }, 'ep · etp = 2 · 2 = 4 does not divide the 1 rank of the job')
