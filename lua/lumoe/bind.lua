@@ -19,6 +19,15 @@ local function number(value, op, name)
   return value
 end
 
+-- A dim, a size, a position: 1.5 must not pass for 1.
+local function whole(value, op, name)
+  if type(value) ~= 'number' or value % 1 ~= 0 then
+    status.argument('%s: %s must be a whole number, not %s', op, name,
+      type(value) == 'number' and tostring(value) or type(value))
+  end
+  return value
+end
+
 local function flag(value, op, name)
   if value == nil or value == false then return 0 end
   if value == true then return 1 end
@@ -48,7 +57,8 @@ local function source(op, params)
       results[#results + 1] = ('own(out%d[0])'):format(#outs)
     else
       names[#names + 1] = p.name
-      local call = p.type == 'int' and 'flag' or p.type:find('tensor', 1, true) and 'pointer' or 'number'
+      local call = p.type == 'int' and 'flag' or p.type == 'int64_t' and 'whole'
+        or p.type:find('tensor', 1, true) and 'pointer' or 'number'
       local argument = ('%s(%s, %q, %q)'):format(call, p.name, said, p.name)
       if p.type:find('MAYBE', 1, true) then
         argument = ('%s ~= nil and %s or nil'):format(p.name, argument)
@@ -58,7 +68,7 @@ local function source(op, params)
   end
   local call = ('C.lm_%s(%s)'):format(op, table.concat(arguments, ', '))
   return ([[
-    local C, pointer, own, number, flag, raise, relieve, out1, out2 = ...
+    local C, pointer, own, number, whole, flag, raise, relieve, out1, out2 = ...
     return function(%s)
       local st = %s
       if st < 0 then
@@ -82,7 +92,7 @@ function bind.all(methods)
     for _, p in ipairs(params) do fits = fits and HANDLED[p.type] and p.name ~= 'list' end
     if fits then
       methods[op] = assert(load(source(op, params), '@/lua/lumoe/ops/' .. op))(C, handle.pointer, handle.own,
-        number, flag, status.raise, handle.relieve, ffi.new 'lm_tensor *[1]', ffi.new 'lm_tensor *[1]')
+        number, whole, flag, status.raise, handle.relieve, ffi.new 'lm_tensor *[1]', ffi.new 'lm_tensor *[1]')
     end
     i = i + 1
   end

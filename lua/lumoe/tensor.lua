@@ -33,6 +33,16 @@ local function dtype_of(name, op)
   return number
 end
 
+local RANGE = { u8 = { 0, 255 }, i32 = { -2 ^ 31, 2 ^ 31 - 1 }, i64 = { -2 ^ 63, 2 ^ 63 } }
+
+-- Raises where an integer dtype would hold another number than the one given: 300 in u8 is 44.
+local function fits(value, dtype, op)
+  local range = RANGE[dtype]
+  if range and not (value >= range[1] and value <= range[2]) then
+    status.argument('%s: %s does not fit in %s, which holds %.0f to %.0f', op, tostring(value), dtype, range[1], range[2])
+  end
+end
+
 --- Raises if `opts` has a key that is not in `known`, or is no table.
 local function options(opts, known, op)
   if opts == nil then return {} end
@@ -81,6 +91,7 @@ end
 local function full(op, value, ...)
   local n, opts = sizes(op, ...)
   opts = options(opts, CREATE, op)
+  fits(value, opts.dtype, op)
   return finish(result(C.lm_tensor_full(dtype_of(opts.dtype or 'f32', op), n, shape_buffer, value, out)), opts)
 end
 
@@ -109,6 +120,7 @@ function tensor.arange(...)
   for i = 1, #a do
     if type(a[i]) ~= 'number' then status.argument('arange: wants numbers, not %s', type(a[i])) end
   end
+  if #a < 1 or #a > 3 then status.argument('arange: wants stop; start, stop; or start, stop, step; not %d numbers', #a) end
   local start, stop, step = a[2] and a[1] or 0, a[2] or a[1] or 0, a[3] or 1
   if step == 0 then status.argument('arange: step is 0') end
   local whole = start % 1 == 0 and stop % 1 == 0 and step % 1 == 0
@@ -118,11 +130,12 @@ function tensor.arange(...)
 end
 
 -- Sizes of a nested table, checked to be a box while its numbers are written.
-local function flatten(value, depth, shape, store, at)
+local function flatten(value, depth, shape, dtype, store, at)
   if type(value) ~= 'table' then
     if depth <= #shape then status.argument('tensor: dim %d is a number in one place, a table in another', depth - 1) end
     if type(value) == 'boolean' then value = value and 1 or 0 end
     if type(value) ~= 'number' then status.argument('tensor: holds %s, wants numbers', type(value)) end
+    fits(value, dtype, 'tensor')
     store[at] = value
     return at + 1
   end
@@ -130,7 +143,7 @@ local function flatten(value, depth, shape, store, at)
   if #value ~= shape[depth] then
     status.argument('tensor: dim %d has %d elements in one place, %d in another', depth - 1, shape[depth], #value)
   end
-  for i = 1, #value do at = flatten(value[i], depth + 1, shape, store, at) end
+  for i = 1, #value do at = flatten(value[i], depth + 1, shape, dtype, store, at) end
   return at
 end
 
@@ -145,7 +158,7 @@ function tensor.tensor(value, opts)
   end
   local kind = dtype == 'bf16' and 'f32' or dtype
   local store = ffi.new(ctype[kind] .. '[?]', math.max(count, 1))
-  flatten(value, 1, shape, store, 0)
+  flatten(value, 1, shape, dtype, store, 0)
   local t = tensor.from(store, shape, { dtype = kind })
   if dtype == 'bf16' then t = t:to 'bf16' end
   return finish(t, opts)
@@ -183,6 +196,9 @@ function Tensor:numel() return C.lm_tensor_numel(pointer(self, 'numel', 'self'))
 function Tensor:size(dim)
   local p = pointer(self, 'size', 'self')
   if not dim then return self:shape_table() end
+  if type(dim) ~= 'number' or dim % 1 ~= 0 then
+    status.argument('size: dim must be a whole number, not %s', type(dim) == 'number' and tostring(dim) or type(dim))
+  end
   local n = C.lm_tensor_ndim(p)
   local d = dim < 0 and dim + n or dim
   if d < 0 or d >= n then status.argument('size: dim %d of a tensor with %d', dim, n) end
@@ -376,7 +392,24 @@ for _, name in ipairs { 'max', 'min', 'argmax', 'argmin' } do
   end
 end
 
+-- Without a dim: all that are 1.
+local squeeze = Tensor.squeeze
+function Tensor:squeeze(dim)
+  if dim ~= nil then return squeeze(self, dim) end
+  local kept = {}
+  for _, n in ipairs(self:shape_table()) do
+    if n ~= 1 then kept[#kept + 1] = n end
+  end
+  return self:reshape(kept)
+end
+
 -- ---- indexing -----------------------------------------------------------------------------
+
+local function listed(list)
+  local words = {}
+  for i = 1, #list do words[i] = tostring(list[i]) end
+  return table.concat(words, ', ')
+end
 
 -- x[{ 1, {a, b}, {} }]: a number selects, {a, b} is the half-open slice, {} takes all.
 local function slice(x, spec)
@@ -388,6 +421,9 @@ local function slice(x, spec)
     elseif type(at) == 'table' then
       local size = x:size(dim)
       local from, to = at[1] or 0, at[2] or size
+      if #at > 2 or type(from) ~= 'number' or type(to) ~= 'number' then
+        status.argument('index: a slice is {from, to}, two numbers, not {%s}', listed(at))
+      end
       if from < 0 then from = from + size end
       if to < 0 then to = to + size end
       if from < 0 or to > size or from > to then
@@ -431,7 +467,7 @@ function metatable.__newindex(x, key, value)
   local kind = type(key)
   if kind == 'number' or kind == 'table' then
     local view = kind == 'number' and x:select(0, key) or slice(x, key)
-    if type(value) == 'number' then check(C.lm_tensor_fill(pointer(view), value))
+    if type(value) == 'number' then view:fill_(value)
     else check(C.lm_tensor_copy(pointer(view), pointer(value, 'assignment', 'value'))) end
   elseif key == 'requires_grad' then
     check(C.lm_tensor_set_requires_grad(pointer(x, key, 'self'), value and 1 or 0))
@@ -450,6 +486,8 @@ function Tensor:copy_(src)
   return self
 end
 function Tensor:fill_(value)
+  if type(value) ~= 'number' then status.argument('fill_: the value must be a number, not %s', type(value)) end
+  if value ~= 0 then fits(value, self.dtype, 'fill_') end
   check(C.lm_tensor_fill(pointer(self, 'fill_', 'self'), value))
   return self
 end
@@ -520,6 +558,7 @@ function metatable.__tostring(x)
     return type(list) == 'table' and layout(list, width, '') or list
   end)
   if depth > 0 then C.lm_scope_leave() end
+  if not ok and text:find('was disposed', 1, true) then return 'tensor (disposed)' end
   return ('%s\ntensor %s%s'):format(text, ok and tensor.describe(x) or '', grad)
 end
 

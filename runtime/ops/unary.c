@@ -47,7 +47,6 @@ int lm_exp(lm_tensor *x, lm_tensor **out) { return unary("exp", LM_EXP, x, out);
 int lm_log(lm_tensor *x, lm_tensor **out) { return unary("log", LM_LOG, x, out); }
 int lm_sqrt(lm_tensor *x, lm_tensor **out) { return unary("sqrt", LM_SQRT, x, out); }
 int lm_rsqrt(lm_tensor *x, lm_tensor **out) { return unary("rsqrt", LM_RSQRT, x, out); }
-int lm_abs(lm_tensor *x, lm_tensor **out) { return unary("abs", LM_ABS, x, out); }
 int lm_square(lm_tensor *x, lm_tensor **out) { return unary("square", LM_SQUARE, x, out); }
 int lm_reciprocal(lm_tensor *x, lm_tensor **out) {
     return unary("reciprocal", LM_RECIPROCAL, x, out);
@@ -66,6 +65,16 @@ int lm_sigmoid(lm_tensor *x, lm_tensor **out) { return unary("sigmoid", LM_SIGMO
 int lm_neg(lm_tensor *x, lm_tensor **out) {
     int st = lm__usable("neg", x);
     return st == LM_OK ? lm_mul_scalar(x, -1, out) : st;
+}
+
+int lm_abs(lm_tensor *x, lm_tensor **out) { /* of integers: the larger of x and -x */
+    lm_tensor *minus;
+    int st = lm__usable("abs", x);
+    if (st != LM_OK || lm__is_float(x->dtype))
+        return st == LM_OK ? unary("abs", LM_ABS, x, out) : st;
+    st = lm_neg(x, &minus);
+    if (st == LM_OK) st = lm_maximum(x, minus, out), lm_tensor_release(minus);
+    return st;
 }
 
 static int swiglu_backward(lm_node *n) {

@@ -73,18 +73,18 @@ end
 
 local function sigmoid(x) return 1 / (1 + math.exp(-x)) end
 
-local function unary(name, f, range)
+local function unary(name, f, range, integers)
   case(name, function(x) return x[name](x) end, function(x) return map(f, x) end,
     { inputs = { { { 2, 3, 4 } }, { {} }, { { 37 } } }, empty = { { { 0, 3 } }, { { 0 } } }, range = range,
-      errors = { { function() local x = lumoe.tensor({ 1 }, { dtype = 'i32' }); return x[name](x) end,
-        name .. ': wants f32 or bf16, not i32' } } })
+      errors = not integers and { { function() local x = lumoe.tensor({ 1 }, { dtype = 'i32' }); return x[name](x) end,
+        name .. ': wants f32 or bf16, not i32' } } or nil })
 end
 
 unary('exp', math.exp)
 unary('log', math.log, { 0.2, 3 })
 unary('sqrt', math.sqrt, { 0.2, 3 })
 unary('rsqrt', function(x) return 1 / math.sqrt(x) end, { 0.2, 3 })
-unary('abs', math.abs)
+unary('abs', math.abs, nil, true)
 unary('square', function(x) return x * x end)
 unary('reciprocal', function(x) return 1 / x end, { 0.5, 2 })
 unary('sin', math.sin)
@@ -335,6 +335,9 @@ end, { inputs = { { { 2, 3 } } }, empty = { { { 0, 3 } } } })
 case('squeeze', function(x) return x:squeeze(1) end, function(x)
   return naive.reshape(x, { x.shape[1], x.shape[3] })
 end, { inputs = { { { 2, 1, 3 } } }, empty = { { { 0, 1, 3 } } } })
+case('squeeze, all dims', function(x) return x:squeeze() end, function(x)
+  return naive.reshape(x, { x.shape[2], x.shape[4] })
+end, { inputs = { { { 1, 2, 1, 3, 1 } } }, empty = { { { 1, 0, 1, 3, 1 } } } })
 case('clone', function(x) return x:clone() end, function(x) return x end, { inputs = { { { 2, 3 } } }, empty = { { { 0 } } } })
 case('contiguous', function(x) return x:transpose(0, 1):contiguous() end,
   function(x) return naive.transpose(x, 0, 1) end, { inputs = { { { 2, 3 } } }, empty = { { { 0, 2 } } } })

@@ -31,6 +31,8 @@ describe('creation', function()
     assert.same({ 0, 0.5 }, lumoe.arange(0, 1, 0.5):totable())
     assert.equal('f32', lumoe.arange(0, 1, 0.5).dtype)
     assert.same({ 0 }, lumoe.arange(5, 2):size())
+    assert.matches('arange: wants stop; .* not 0 numbers', message_of(function() lumoe.arange() end))
+    assert.matches('not 4 numbers', message_of(function() lumoe.arange(1, 2, 3, 4) end))
   end)
 
   it('takes nested tables and FFI arrays', function()
@@ -57,6 +59,24 @@ describe('creation', function()
     } do
       assert.equal(want, message_of(function() return lumoe.from(unpack(arguments, 1, 3)), nil end))
     end
+  end)
+
+  it('takes no number that its dtype does not hold', function()
+    for want, f in pairs {
+      ['tensor: 300 does not fit in u8, which holds 0 to 255'] = function() lumoe.tensor({ { 1 }, { 300 } }, { dtype = 'u8' }) end,
+      ['tensor: -1 does not fit in u8'] = function() lumoe.tensor(-1, { dtype = 'u8' }) end,
+      ['tensor: 2147483648 does not fit in i32'] = function() lumoe.tensor({ 2 ^ 31 }, { dtype = 'i32' }) end,
+      ['tensor: nan does not fit in i64'] = function() lumoe.tensor({ 0 / 0 }, { dtype = 'i64' }) end,
+      ['full: 256 does not fit in u8'] = function() lumoe.full({ 2 }, 256, { dtype = 'u8' }) end,
+      ['fill_: 256 does not fit in u8'] = function() lumoe.zeros({ 2 }, { dtype = 'u8' }):fill_(256) end,
+      ['fill_: -1 does not fit in u8'] = function() lumoe.zeros({ 2 }, { dtype = 'u8' })[1] = -1 end,
+      ['fill_: the value must be a number, not nil'] = function() lumoe.zeros(2):fill_() end,
+    } do
+      local message = message_of(f)
+      assert.truthy(message and message:find(want, 1, true), message)
+    end
+    assert.same({ 0, 255 }, lumoe.tensor({ 0, 255 }, { dtype = 'u8' }):totable())
+    assert.same({ -2 ^ 31, 2 ^ 31 - 1 }, lumoe.tensor({ -2 ^ 31, 2 ^ 31 - 1 }, { dtype = 'i32' }):totable())
   end)
 
   it('names what it cannot take', function()
@@ -153,6 +173,19 @@ describe('indexing', function()
     assert.matches('slice {1, 9} of size 4 in dim 1', message_of(function() local _ = x[{ {}, { 1, 9 } }] end))
     assert.matches('copy: %[2%] f32 does not broadcast to %[4%] f32',
       message_of(function() x[0] = lumoe.zeros(2) end))
+    for want, f in pairs {
+      ['select: index must be a whole number, not 1.5'] = function() return x[1.5] end,
+      ['select: index must be a whole number, not 0.5'] = function() return x[{ {}, 0.5 }] end,
+      ['index: a slice is {from, to}, two numbers, not {1, 2, 3}'] = function() return x[{ { 1, 2, 3 } }] end,
+      ['index: a slice is {from, to}, two numbers, not {a}'] = function() return x[{ { 'a' } }] end,
+      ['narrow: start must be a whole number, not 0.5'] = function() return x[{ { 0.5, 2 } }] end,
+      ['size: dim must be a whole number, not string'] = function() return x:size 'a' end,
+      ['size: dim must be a whole number, not 0.5'] = function() return x:size(0.5) end,
+      ['unsqueeze: dim must be a whole number, not nil'] = function() return x:unsqueeze() end,
+    } do
+      local message = message_of(function() local _ = f() end)
+      assert.truthy(message and message:find(want, 1, true), message)
+    end
     assert.matches("no field or method 'sofmax'", message_of(function() x:sofmax() end))
     assert.matches("field 'shape' cannot be set", message_of(function() x.shape = 3 end))
   end)
@@ -186,6 +219,17 @@ describe('dtypes', function()
     local x = lumoe.tensor({ 2 ^ 40, 3 }, { dtype = 'i64' })
     assert.same({ 2 ^ 40 + 1, 4 }, (x + 1):totable())
     assert.equal(2 ^ 40 + 3, x:sum():item())
+  end)
+
+  it('have an absolute value in integers too', function()
+    local big = 2 ^ 53 - 1
+    for _, dtype in ipairs { 'i32', 'i64' } do
+      local y = lumoe.tensor({ { -3, 0 }, { 7, -100000 } }, { dtype = dtype }):t():abs()
+      assert.same({ { 3, 7 }, { 0, 100000 } }, y:totable())
+      assert.equal(dtype, y.dtype)
+    end
+    assert.equal(big, lumoe.tensor(-big, { dtype = 'i64' }):abs():item())
+    assert.same({ 0, 200 }, lumoe.tensor({ 0, 200 }, { dtype = 'u8' }):abs():totable())
   end)
 
   it('compare with numbers between integers', function()
@@ -240,6 +284,7 @@ describe('a tensor', function()
   it('is gone once disposed', function()
     local x = lumoe.ones(2)
     x:dispose()
+    assert.equal('tensor (disposed)', tostring(x))
     assert.matches('add: the tensor was disposed', message_of(function() local _ = x + 1 end))
   end)
 end)
