@@ -114,10 +114,14 @@ static bool relieved(void) {
     return some;
 }
 
-int lm__memory_obtain(int64_t bytes, void **out, int *purpose) {
+bool lm__memory_is_short(int64_t bytes) {
     int64_t size;
     size_class(bytes, &size);
-    while (soft_limit > 0 && size > soft_limit - live_all && relieved()) continue;
+    return soft_limit > 0 && size > soft_limit - live_all;
+}
+
+int lm__memory_obtain(int64_t bytes, void **out, int *purpose) {
+    while (lm__memory_is_short(bytes) && relieved()) continue;
     int st = lm__memory_alloc(bytes, out, purpose);
     while (st == LM_EOOM && relieved()) st = lm__memory_alloc(bytes, out, purpose);
     return st;

@@ -46,6 +46,7 @@ void lm__memory_free(void *p, int64_t bytes, int purpose);
 /* The same, but when there is no memory, what is held for later or is under way gives up some:
  * each of these functions is asked in turn, and says whether it did. */
 int lm__memory_obtain(int64_t bytes, void **out, int *purpose);
+bool lm__memory_is_short(int64_t bytes); /* so many more would be over the soft limit */
 void lm__memory_on_pressure(bool (*relieve)(void));
 void lm__memory_rebook(int64_t bytes, int from, int to);
 /* Small things that come and go with every operation: undefined contents, NULL when there is

@@ -268,7 +268,7 @@ int lm__async_start(lm_async *a, int st, lm_async **out) {
 int lm__async_scratch(lm_async *a, int64_t bytes) {
     void *room = NULL;
     int before = lm_memory_set_purpose(LM_MEM_EXCHANGE);
-    int st = lm__memory_alloc(bytes, &room, &a->scratch_purpose);
+    int st = lm__memory_obtain(bytes, &room, &a->scratch_purpose);
     lm_memory_set_purpose(before);
     a->scratch = room;
     a->scratch_bytes = bytes;

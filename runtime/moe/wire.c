@@ -66,7 +66,7 @@ int lm__wire_swap(lm_plan *p, const lm__load *load, const void *from, const int6
 int lm__carry_room(lm__carry *c, int64_t bytes) {
     int before = lm_memory_set_purpose(LM_MEM_EXCHANGE);
     c->room_bytes = bytes > 0 ? bytes : 1;
-    int st = lm__memory_alloc(c->room_bytes, &c->room, &c->room_purpose);
+    int st = lm__memory_obtain(c->room_bytes, &c->room, &c->room_purpose);
     lm_memory_set_purpose(before);
     return st;
 }

@@ -175,7 +175,9 @@ static void read_ahead(home *h) {
     for (lm_offload *o = h && h != here ? h->first : NULL; o; o = o->next) {
         lm_shard *s = lm__shard_of(o->p);
         if (!s || o->ahead.data || chunk_bytes(s) == 0) continue;
-        if (buffer_new(&o->ahead, chunk_bytes(s), LM_MEM_PARAMETERS) != LM_OK) return;
+        if (lm__memory_is_short(chunk_bytes(s)) ||
+            buffer_new(&o->ahead, chunk_bytes(s), LM_MEM_PARAMETERS) != LM_OK)
+            return;
         if (lm_tier_read(o->tier, o->chunk, o->ahead.data, chunk_bytes(s)) != LM_OK) {
             buffer_free(&o->ahead);
             return;
