@@ -3,6 +3,7 @@
 -- The model is the translation recipe's, whose option names it takes: an encoder-decoder Transformer, pre-norm, one
 -- embedding for source, target and output, an MoE part in every second layer counted from the last. With
 -- decoder_layers = 0 it is one stack over the source, which also has the loss.
+local exchange = require 'lumoe.moe.exchange'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
@@ -11,7 +12,7 @@ local description = {}
 local MODEL = {
   dim = 512, heads = 8, hidden = 2048, vocab = 32000, encoder_layers = 6, decoder_layers = 6,
   experts = 1, top_k = 1, capacity = 0, expert_hidden = false, moe_every = 2, activation = 'relu', expert_bias = false,
-  dropout = 0.1, balance = 0.01, exchange = 'rows',
+  dropout = 0.1, balance = 0.01, exchange = 'rows', popularity = false,
 }
 local BATCH = { sequences = 64, source = 64, target = 64, micro_batches = 1 }
 
@@ -30,18 +31,35 @@ local function numbers(given, defaults, what)
   return self
 end
 
+-- A list with a number above 0 for each expert; s: Zipf's law, expert e as popular as (e + 1)^-s.
+local function popularity(given, experts)
+  if not given or given == 0 then return false end
+  local list = given
+  if type(given) == 'number' then
+    list = {}
+    for e = 1, experts do list[e] = e ^ -given end
+  end
+  if type(list) ~= 'table' or #list ~= experts then
+    status.argument('estimate: model.popularity must be a number or have one for each of %d experts', experts)
+  end
+  for _, w in ipairs(list) do
+    if type(w) ~= 'number' or w <= 0 then status.argument('estimate: model.popularity has %s', tostring(w)) end
+  end
+  return list
+end
+
 --- Options: dim, heads, hidden, vocab, encoder_layers, decoder_layers; experts (1: dense), top_k, capacity (factor;
 -- 0: dropless), expert_hidden (as hidden), moe_every (2), expert_bias (false); activation, dropout, balance;
--- exchange: 'rows', or 'once', a token to each place once (moe/plan.lua).
+-- exchange: how rows travel, as moe.Layer has it (moe/exchange.lua); popularity: of the experts (estimate/routing.lua), a list
+-- or the exponent of Zipf's law; false: all alike.
 function description.model(given)
   local self = numbers(given or {}, MODEL, 'estimate: model')
   self.expert_hidden = self.expert_hidden or self.hidden
   if self.top_k > self.experts then
     status.argument('estimate: model.top_k is %d, but there are %d experts', self.top_k, self.experts)
   end
-  if self.exchange ~= 'rows' and self.exchange ~= 'once' then
-    status.argument("estimate: model.exchange is 'rows' or 'once', not %s", tostring(self.exchange))
-  end
+  self.exchange = exchange(self.exchange, 'estimate: model')
+  self.popularity = popularity(self.popularity, self.experts)
   if self.encoder_layers < 1 then status.argument 'estimate: model.encoder_layers must be at least 1' end
   self.has_experts = function(i, n) return self.experts > 1 and (n - i) % self.moe_every == 0 end
   return self

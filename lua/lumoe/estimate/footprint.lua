@@ -18,14 +18,11 @@ local function bytes_of(p, mesh)
   }
 end
 
-local ADDED = 2 ^ 18 -- elements of a gradient in the tier that are added to at a time (runtime/tier/offload.c)
-
 --- What stays `here`, what is `away` in the tier; and what is here for as long as their unit needs it: whole parameters
--- (`gathered`), gradients that are yet to be divided, what is read `ahead`;
--- and, where several backwards add up in the tier, what is `adding`.
+-- (`gathered`), gradients that are yet to be divided, what is read `ahead` where there is room.
 function footprint.of(parameters, mesh)
   local f = { here = { parameters = 0, gradients = 0, optimizer = 0 }, away = { parameters = 0, gradients = 0, optimizer = 0 },
-    gathered = 0, undivided = 0, ahead = 0, adding = 0 }
+    gathered = 0, undivided = 0, ahead = 0 }
   for _, p in ipairs(parameters) do
     for what, n in pairs(bytes_of(p, mesh)) do
       local where = sharding.is_away(mesh, what) and f.away or f.here
@@ -33,10 +30,8 @@ function footprint.of(parameters, mesh)
     end
     local stage = mesh.stage[p.group]
     if stage >= 3 then f.gathered = f.gathered + block(p.bytes * p.here) end
-    f.adding = math.max(f.adding, block(4 * math.min(ADDED, sharding.share(p, mesh, 'gradients'))))
     if stage >= 2 then f.undivided = f.undivided + block(4 * p.here) end
   end
-  if not sharding.is_away(mesh, 'gradients') then f.adding = 0 end
   if sharding.is_away(mesh, 'parameters') then f.ahead = f.away.parameters end
   return f
 end
@@ -63,36 +58,69 @@ function footprint.passing_state(units, mesh)
   return math.max(windows(elements[2], 3, 2 * moves, mesh.bucket), windows(elements[4], 2, 4 * moves, mesh.bucket))
 end
 
---- What a unit's gradients take while they travel: buffers, bucket by bucket, and of those alone in theirs, themselves.
-function footprint.travelling(parameters, mesh)
-  local buckets, alone = sharding.buckets(parameters, mesh), 0
-  for _, b in ipairs(buckets) do
-    local moves = b.ranks > 1
-    b.buffers = b.count > 1 and block(b.bytes) or 0 -- packed
-    if b.count == 1 and b.divided then alone = alone + b.taken end
-    if moves then b.buffers = b.buffers + block(b.divided and b.bytes or wires.all_reduce_scratch(b.bytes, b.ranks)) end
+local ADDED = 2 ^ 18 -- elements of a gradient in the tier that are added to at a time (runtime/tier/offload.c)
+
+-- The chunks of a divided bucket's gradients, when they are summed. again: they are there from the backward before, and
+-- only those in the tier need room, in which they are added to.
+local function chunks(b, mesh, again)
+  local stay, most = 0, 0
+  for _, p in ipairs(b.parameters) do
+    local n = sharding.share(p, mesh, 'gradients')
+    stay, most = stay + block(4 * n), math.max(most, block(4 * math.min(ADDED, n)))
   end
-  return buckets, alone
+  if sharding.is_away(mesh, 'gradients') then return again and most or 0, 0 end
+  return again and 0 or stay, again and 0 or stay
 end
 
---- Buffers of the buckets under way. Expected are those of this unit and of the one before; a rank that runs ahead of the
--- others may have more, up to a bound. Gathering a unit waits for what is under way.
-function footprint.flight()
-  local units = {}
-  return function(buckets, gathers)
-    if gathers then units = {} end
-    table.insert(units, buckets)
-    local expected, bound, gradients = 0, 0, 0
-    for i = #units, 1, -1 do
-      for k = #units[i], 1, -1 do
-        local b = units[i][k]
-        gradients = gradients + b.bytes
-        if gradients > sharding.IN_FLIGHT and gradients > b.bytes then return expected, bound end
-        bound = bound + b.buffers
-        if i >= #units - 1 then expected = expected + b.buffers end
+-- Buffers that a bucket travels in: several gradients are packed; sums need a place beside what is summed.
+local function buffers(b)
+  local packed = #b.parameters > 1 and b.ranks > 1 and block(b.bytes) or 0
+  if b.ranks == 1 then return packed, 0 end
+  return packed, block(b.divided and b.bytes or wires.all_reduce_scratch(b.bytes, b.ranks))
+end
+
+--- The gradients of a unit on their way, bucket after bucket, each gone before the next: a list of moments { gradients,
+-- exchange }. again: not the first backward of a step.
+function footprint.travelling(parameters, mesh, again)
+  local list, whole, yet, left = {}, 0, 0, 0 -- summed in place; not divided yet; chunks of what was
+  local function moment(packed, more, exchange)
+    list[#list + 1] = { gradients = whole + yet - packed + left + more, exchange = exchange }
+  end
+  local all = sharding.buckets(parameters, mesh)
+  for _, b in ipairs(all) do
+    if b.divided then yet = yet + b.taken elseif not again then whole = whole + b.taken end
+  end
+  moment(0, 0, 0)
+  for _, b in ipairs(all) do
+    local packed, beside = buffers(b)
+    if b.divided then
+      local now, stay = chunks(b, mesh, again)
+      moment(0, 0, packed)
+      moment(packed > 0 and b.taken or 0, now, packed + beside)
+      yet, left = yet - b.taken, left + stay
+    else moment(0, 0, packed + beside) end
+  end
+  return list
+end
+
+--- By how much more may be under way where memory is not short: a function to call with one unit after the other, as
+-- their gradients leave. Nobody need have received what was sent before, up to a limit.
+function footprint.flight(mesh)
+  local under_way = {} -- { gradients, bytes }, oldest first
+  return function(parameters)
+    local gradients, bytes = 0, 0
+    for _, b in ipairs(sharding.buckets(parameters, mesh)) do
+      local packed, beside = buffers(b)
+      if b.ranks > 1 then
+        table.insert(under_way, { b.bytes, packed + beside + (b.divided and packed == 0 and b.taken or 0) })
       end
     end
-    return expected, bound
+    for i = #under_way, 1, -1 do
+      gradients = gradients + under_way[i][1]
+      if gradients > sharding.IN_FLIGHT and i < #under_way then break end
+      bytes = bytes + under_way[i][2]
+    end
+    return bytes
   end
 end
 

@@ -8,8 +8,9 @@
 --     }
 --     print(plan.parameters.total, plan.memory.peak.total, plan.time.total)
 --
--- All figures are of one rank, the busiest where shares differ, with routing taken as even. Pure Lua.
+-- All figures are of one rank, the busiest where shares differ. Pure Lua.
 local description = require 'lumoe.estimate.description'
+local exchange = require 'lumoe.estimate.exchange'
 local hardware = require 'lumoe.estimate.hardware'
 local layout = require 'lumoe.estimate.layout'
 local memory = require 'lumoe.estimate.memory'
@@ -51,7 +52,7 @@ end
 
 --- Options:
 --   model      estimate/description.lua
---   mesh       { ranks =, tp =, ep =, etp =, zero =, offload = } as dist.mesh has them, or what it made
+--   mesh       { ranks =, tp =, ep =, etp =, zero =, offload =, on_host = } as dist.mesh has them, or what it made
 --   batch      { sequences, source, target, micro_batches }, all ranks' together
 --   precision  'f32' or 'bf16' (parameters and activations; gradients and masters are f32)
 --   recompute  activations of each layer are computed again in backward
@@ -59,7 +60,7 @@ end
 --   overlap    computing and moving at once (false: one after the other)
 --
 -- Returns { parameters = { total, active, here, owned, experts }, memory = { peak, live, tier } by purpose,
--- wires = list of { wire, group, bytes, messages }, sent = { bytes, messages }, tier = { read, written }, time,
+-- wires = list of { wire, group, bytes, messages, far = { bytes, messages } }, sent = { bytes, messages }, tier = { read, written }, time,
 -- fits = true, or false and why in `binds` }.
 function estimate.plan(opts)
   opts = tensor.options(opts, OPTIONS, 'estimate')
@@ -67,6 +68,9 @@ function estimate.plan(opts)
   if not BYTES[precision] then status.argument("estimate: precision is f32 or bf16, not '%s'", tostring(precision)) end
   local context = { mesh = layout.new(opts.mesh), model = description.model(opts.model), precision = precision,
     batch = description.batch(opts.batch), bytes = BYTES[precision], recompute = opts.recompute, overlap = opts.overlap }
+  local on = machine(opts.hardware)
+  context.on_host = context.mesh.on_host or on and on.devices or context.mesh.ranks
+  if context.model.experts > 1 then context.routing = exchange.routing(context.model, context.mesh.ep) end
   context.rows = math.ceil(context.batch.sequences / context.mesh.dp / context.batch.micro_batches)
   local units = units_of(context)
   local parameters = count(units, context)
@@ -79,7 +83,6 @@ function estimate.plan(opts)
   for _, t in ipairs(self.wires) do
     self.sent.bytes, self.sent.messages = self.sent.bytes + t.bytes, self.sent.messages + t.messages
   end
-  local on = machine(opts.hardware)
   if on then
     self.time = time.of(units, context, self.wires, self.tier, on)
     self.hardware = on

@@ -4,7 +4,7 @@ local tensor = require 'lumoe.tensor'
 
 local layout = {}
 
-local OPTIONS = { ranks = true, tp = true, ep = true, etp = true, zero = true, offload = true }
+local OPTIONS = { ranks = true, tp = true, ep = true, etp = true, zero = true, offload = true, on_host = true }
 local ZERO = { dense = true, expert = true }
 local OFFLOAD = { optimizer = true, parameters = true }
 
@@ -32,7 +32,8 @@ local function offload_of(value)
 end
 
 --- `{ ranks = 1, tp = 1, ep = 1, etp = 1, zero = { dense = 0, expert = 0 }, offload = nil }`, as dist.mesh
--- takes it, or a mesh that dist.mesh made. The ranks are factored twice: dp · tp and edp · ep · etp.
+-- takes it, or a mesh that dist.mesh made. The ranks are factored twice: dp · tp and edp · ep · etp. on_host: so many
+-- ranks in a row share a host (by default the devices of the hardware, or all).
 function layout.new(opts)
   opts = opts or {}
   if opts.dp then
@@ -42,6 +43,7 @@ function layout.new(opts)
   tensor.options(opts, OPTIONS, 'estimate: mesh')
   local self = { ranks = whole(opts.ranks or 1, 'ranks', 1), zero = {} }
   self.offload, self.bucket = offload_of(opts.offload)
+  self.on_host = opts.on_host and whole(opts.on_host, 'on_host', 1)
   for _, name in ipairs { 'tp', 'ep', 'etp' } do self[name] = whole(opts[name] or 1, name, 1) end
   local zero = tensor.options(opts.zero, ZERO, 'estimate: mesh.zero')
   for name in pairs(ZERO) do

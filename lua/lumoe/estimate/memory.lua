@@ -4,6 +4,10 @@
 -- ZeRO keeps a rank's chunk of them, ceil(n / replicas) elements of each parameter; offloading moves chunks to
 -- the second tier, and here only what is in hand remains. The peak is looked for along the step: forward, the
 -- backward unit by unit, as gradients come and leave and what the tape held goes, and the update.
+--
+-- It is the peak of a rank that is short of memory, where each bucket of gradients has to arrive before anything new
+-- is made, and no parameters are read ahead (lumoe.memory_limit): what a limit must allow. It does not depend on how
+-- fast other ranks are. Where there is room, up to `in_flight` more is in use.
 local footprint = require 'lumoe.estimate.footprint'
 local sharding = require 'lumoe.estimate.sharding'
 
@@ -21,8 +25,9 @@ local function held(u, context)
   return u.stream, 0, u.exchange_plan
 end
 
--- Gradients on their way through a unit: those of its widest result and of what that came from, and the stream's.
-local function in_hand(u) return 2 * u.widest + u.stream end
+-- Gradients on their way through a unit: of its widest result, of experts' rows and weights, and of the stream, twice
+-- where it branches.
+local function in_hand(u) return u.widest + u.rows + u.weights + 2 * u.stream end
 
 -- A block again: all of it, and after that only what its backward needs, and the gradients.
 local function repeated(u)
@@ -36,10 +41,15 @@ local function sum(into, from)
   for what, n in pairs(from) do into[what] = (into[what] or 0) + n end
 end
 
+-- Gradients of a unit that come in a backward, before any of them leaves.
+local function come(f, context)
+  return context.batch.micro_batches == 1 and math.max(f.undivided, f.here.gradients) or f.undivided
+end
+
 -- Everything that is known before the walk: per unit its footprints, over all of them the sums.
 local function survey(units, context)
   local s = { of = {}, here = {}, away = { parameters = 0, gradients = 0, optimizer = 0 }, kept = 0, saved = 0, exchange = 0,
-    plans = 0, model = {}, ahead = 0 }
+    plans = 0, shadows = 0, model = {}, ahead = 0 }
   for i, u in ipairs(units) do
     local experts, dense = sharding.units(u)
     local of = { experts = footprint.of(experts, context.mesh), dense = footprint.of(dense, context.mesh),
@@ -55,8 +65,10 @@ local function survey(units, context)
     s.of[i] = of
     local k, v, x = held(u, context)
     s.kept, s.saved, s.exchange, s.plans = s.kept + k, s.saved + v, s.exchange + x, s.plans + u.exchange_plan
+    s.shadows = s.shadows + (context.recompute and 0 or u.shadows)
   end
   s.model_footprint = footprint.of(s.model, context.mesh)
+  s.model_gradients = come(s.model_footprint, context) -- there from the loss on: the embedding's is most of it
   s.ahead = math.max(s.ahead, s.model_footprint.ahead)
   return s
 end
@@ -72,7 +84,7 @@ local function new_walk(units, context)
   self.gradients = self.once and 0 or self.s.here.gradients -- what has come so far
   self.arguments = 0 -- f32 gradients of recomputed blocks' arguments, which stay to the end of the step
   self.saved, self.exchange = self.s.saved, self.s.exchange
-  self.under_way, self.in_flight = footprint.flight(), 0
+  self.under_way, self.in_flight = footprint.flight(context.mesh), 0
   return self
 end
 
@@ -89,21 +101,16 @@ function Walk:at(now)
   self.peak.total = math.max(self.peak.total, total)
 end
 
--- Gradients of a unit of dist.shard are there, then on their way, then a chunk of each is left. others: parameters
--- gathered beside its own; model: gradients of the unit around it, that wait for its end.
-function Walk:done(parameters, f, others, model, activations)
+-- Gradients of a unit of dist.shard are there, then on their way, then a chunk of each is left. around: parameters that
+-- are gathered, of units around it, as its own are gone; model: the model's gradients, which wait for the end.
+function Walk:done(parameters, f, around, model, activations)
   if #parameters == 0 then return end
-  local buckets, alone = footprint.travelling(parameters, self.mesh)
-  local beside = model + self.arguments
-  local come = self.once and math.max(f.undivided, f.here.gradients) or f.undivided
-  self:at { parameters = others + f.gathered, gradients = self.gradients + come + beside,
-    activations = activations, exchange = self.exchange }
+  for _, moment in ipairs(footprint.travelling(parameters, self.mesh, not self.once)) do
+    self:at { parameters = around, gradients = self.gradients + moment.gradients + model + self.arguments,
+      activations = activations, exchange = self.exchange + moment.exchange }
+  end
   if self.once then self.gradients = self.gradients + f.here.gradients end
-  local moving, bound = self.under_way(buckets, f.gathered > 0)
-  if not self.once then alone = alone + f.adding end
-  self:at { parameters = others + f.gathered, gradients = self.gradients + alone + beside, activations = activations,
-    exchange = self.exchange + moving }
-  self.in_flight = math.max(self.in_flight, bound)
+  self.in_flight = math.max(self.in_flight, self.under_way(parameters))
 end
 
 -- A layer: computed again where that is asked for, gone through, its gradients sent.
@@ -111,42 +118,42 @@ function Walk:layer(u, of, base)
   local s = self.s
   local k, v, x = held(u, self.context)
   local model = s.model_footprint -- gathered, and the embedding's gradient there, from the loss on
-  local around = model.gathered + s.ahead
+  local around = model.gathered
   local inside = around + of.dense.gathered + of.experts.gathered
   if self.context.recompute then -- its own gradients are yet to come
-    self:at { parameters = inside, gradients = self.gradients + model.undivided + self.arguments,
+    self:at { parameters = inside, gradients = self.gradients + s.model_gradients + self.arguments,
       exchange = self.exchange + u.exchange_now + u.exchange - x, activations = base + repeated(u) - k }
     self.arguments = self.arguments + u.arguments
   end
-  self:at { parameters = inside, gradients = self.gradients + model.undivided + self.arguments,
+  local before = math.max(0, come(of.experts, self.context) - u.weights) -- what experts' last product comes after
+  self:at { parameters = inside, gradients = self.gradients + s.model_gradients + self.arguments + before,
     exchange = self.exchange + u.exchange_now, activations = base + in_hand(u) }
+  self.saved, self.exchange = self.saved - v, self.exchange - x + u.exchange_plan
+  if not self.context.recompute then self.exchange = self.exchange + u.shadows end -- Lua holds them
   local left = base - v + 3 * u.stream
-  self:done(of.expert_list, of.experts, around + of.dense.gathered, model.undivided, left)
-  self:done(of.dense_list, of.dense, around, model.undivided, left)
+  self:done(of.expert_list, of.experts, around + of.dense.gathered, s.model_gradients, left)
+  self:done(of.dense_list, of.dense, around, s.model_gradients, left)
 end
 
 function Walk:unit(u, of)
-  local model, base = self.s.model_footprint, self.s.kept + self.saved
-  if u.block then self:layer(u, of, base)
-  else
-    self:at { parameters = model.gathered + self.s.ahead, gradients = self.gradients + model.undivided + self.arguments,
-      exchange = self.exchange, activations = base + (u.working or in_hand(u)) }
-  end
-  local _, v, x = held(u, self.context)
-  self.saved, self.exchange = self.saved - v, self.exchange - x
+  local s, base = self.s, self.s.kept + self.saved
+  if u.block then return self:layer(u, of, base) end
+  self:at { parameters = s.model_footprint.gathered, gradients = self.gradients + s.model_gradients + self.arguments,
+    exchange = self.exchange, activations = base + (u.working or in_hand(u)) }
+  self.saved = self.saved - u.saved
 end
 
---- Returns peak by purpose, its total, and in_flight, by which that depends on how fast other ranks are; tier bytes by
--- what they are; and what stays between steps.
+--- Returns peak by purpose, its total, and in_flight, by how much it may be more; tier bytes by what they are; and what
+-- stays between steps.
 ---@return table peak, table tier, table live
 function memory.of(units, context)
   local walk = new_walk(units, context)
   local s = walk.s
   for i = #units, 1, -1 do walk:unit(units[i], s.of[i]) end
-  walk.exchange = s.plans
+  walk.exchange = s.plans + s.shadows
   walk:done(s.model, s.model_footprint, 0, 0, s.kept)
   walk:at { gradients = walk.gradients, optimizer = footprint.passing_state(units, context.mesh), exchange = s.plans } -- the update
-  walk.peak.in_flight = walk.in_flight
+  walk.peak.in_flight = walk.in_flight + s.ahead
   return walk.peak, s.away, { parameters = s.here.parameters, optimizer = s.here.optimizer }
 end
 

@@ -34,17 +34,18 @@ local function fits(b, p, mesh)
 end
 
 --- The buckets of a unit's parameters: each takes what fits in with its first; where nothing travels, each has its own.
----@return { group: string, ranks: integer, divided: boolean, count: integer, bytes: number, taken: number }[]
+---@return { group: string, ranks: integer, divided: boolean, parameters: table[], bytes: number, taken: number }[]
 function sharding.buckets(parameters, mesh)
   local list = {}
   for _, p in ipairs(parameters) do
     local into
     for _, b in ipairs(list) do into = into or fits(b, p, mesh) and b or nil end
     if not into then
-      into = { group = p.wire, ranks = p.replicas, divided = is_divided(p, mesh), count = 0, bytes = 0, taken = 0 }
+      into = { group = p.wire, ranks = p.replicas, divided = is_divided(p, mesh), parameters = {}, bytes = 0, taken = 0 }
       list[#list + 1] = into
     end
-    into.count, into.bytes, into.taken = into.count + 1, into.bytes + 4 * p.here, into.taken + block(4 * p.here)
+    table.insert(into.parameters, p)
+    into.bytes, into.taken = into.bytes + 4 * p.here, into.taken + block(4 * p.here)
   end
   return list
 end

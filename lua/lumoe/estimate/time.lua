@@ -2,19 +2,10 @@
 -- one after the other unless overlap is asked for; then the longer of computing and moving counts.
 local time = {}
 
--- Of a group's members, how many share a host with this rank; ranks lie on hosts in their order.
-local function neighbours(group, devices)
-  return math.max(1, math.min(group.size, math.floor(devices / group.stride)))
-end
-
 -- Links within a host and between hosts are different wires, used at once.
-local function seconds(t, group, hardware)
-  local near = neighbours(group, hardware.devices)
-  local out = group.size > 1 and (group.size - near) / (group.size - 1) or 0
-  local inside = t.messages * (1 - out) * hardware.link.latency + t.bytes * (1 - out) / hardware.link.bandwidth
-  local outside = t.messages * out * hardware.network.latency + t.bytes * out / hardware.network.bandwidth
-  t.between_hosts = t.bytes * out
-  return math.max(inside, outside)
+local function seconds(t, hardware)
+  local inside = (t.messages - t.far.messages) * hardware.link.latency + (t.bytes - t.far.bytes) / hardware.link.bandwidth
+  return math.max(inside, t.far.messages * hardware.network.latency + t.far.bytes / hardware.network.bandwidth)
 end
 
 local function compute(units, context, hardware)
@@ -47,7 +38,7 @@ function time.of(units, context, wires_list, tier, hardware)
   parts.tier = math.max(tier.read, tier.written) / hardware.tier.bandwidth
   parts.wires = 0
   for _, t in ipairs(wires_list) do
-    t.seconds = seconds(t, context.mesh.groups[t.group], hardware)
+    t.seconds = seconds(t, hardware)
     parts.wires = parts.wires + t.seconds
   end
   local most, binds = -1, nil

@@ -4,14 +4,24 @@ local wires = require 'lumoe.estimate.wires'
 
 local traffic = {}
 
-local function add(list, index, wire, group, bytes, messages)
+-- Of a group's members, the share of the others that is on other hosts; ranks lie on hosts in their order.
+local function others_far(group, on_host)
+  local near = math.max(1, math.min(group.size, math.floor(on_host / group.stride)))
+  return group.size > 1 and (group.size - near) / (group.size - 1) or 0
+end
+
+-- far: what of it goes between hosts, by default as much to each member.
+local function add(list, index, context, wire, group, bytes, messages, far)
   if bytes == 0 then return end
-  local key = wire .. '/' .. group
+  local key, share = wire .. '/' .. group, others_far(context.mesh.groups[group], context.on_host)
   if not index[key] then
-    index[key] = { wire = wire, group = group, bytes = 0, messages = 0 }
+    index[key] = { wire = wire, group = group, bytes = 0, messages = 0, far = { bytes = 0, messages = 0 } }
     list[#list + 1] = index[key]
   end
-  index[key].bytes, index[key].messages = index[key].bytes + bytes, index[key].messages + messages
+  local t = index[key]
+  far = far or { bytes = share * bytes, messages = share * messages }
+  t.bytes, t.messages = t.bytes + bytes, t.messages + messages
+  t.far.bytes, t.far.messages = t.far.bytes + far.bytes, t.far.messages + far.messages
 end
 
 -- Gradients are summed over the replicas, in f32, bucket by bucket: once a step, or, where they are divided,
@@ -50,12 +60,12 @@ local function tier_of(p, mesh, gathers, tier)
   end
 end
 
----@return table[] list  of { wire, group, bytes, messages }
+---@return table[] list  of { wire, group, bytes, messages, far = { bytes, messages } between hosts }
 ---@return table tier    { read, written }
 function traffic.of(units, context)
   local mesh, micro = context.mesh, context.batch.micro_batches
   local list, index, tier, model = {}, {}, { read = 0, written = 0 }, {}
-  local function send(...) add(list, index, ...) end
+  local function send(...) add(list, index, context, ...) end
   local function unit(parameters, gathers)
     gradients(parameters, mesh, micro, send)
     parameters_of(parameters, mesh, gathers, send)
@@ -65,7 +75,8 @@ function traffic.of(units, context)
     local again = context.recompute and u.block
     for _, t in ipairs(u.traffic) do
       local times = micro * (t.pass == 'forward' and again and 2 or 1)
-      send(t.wire, t.group, times * t.bytes, times * t.messages)
+      send(t.wire, t.group, times * t.bytes, times * t.messages,
+        t.far and { bytes = times * t.far.bytes, messages = times * t.far.messages })
     end
     local experts, dense = sharding.units(u)
     if u.block then

@@ -22,7 +22,7 @@ end
 function Unit.new(name, context)
   return setmetatable({ name = name, context = context, parameters = {}, ops = {}, traffic = {},
     kept = 0, saved = 0, exchange = 0, exchange_now = 0, exchange_plan = 0, widest = 0, stream = 0,
-    arguments = 0, loose = 0 }, Unit)
+    arguments = 0, loose = 0, weights = 0, rows = 0, shadows = 0 }, Unit)
 end
 
 --- A parameter of this whole shape. Options: expert: spread over ep in dim 1; cut: the dim that tp (etp of an
@@ -64,20 +64,32 @@ function Unit:saves(count, bytes, exchange)
   note(self, bytes)
 end
 
---- Rows received that are gone again after the operation.
-function Unit:receives(count, bytes)
-  self.exchange_now = math.max(self.exchange_now, Unit.block(count * (bytes or self.context.bytes)))
+--- A tensor that is let go of in forward.
+function Unit:passes(count, bytes) note(self, Unit.block(count * (bytes or self.context.bytes))) end
+
+--- Bytes that the exchange holds for as long as one of its legs in backward takes.
+function Unit:receives(bytes) self.exchange_now = math.max(self.exchange_now, bytes) end
+
+--- A plan: each micro-batch makes one. Lua lets go of them when it collects, so all of a step are there, and the last
+-- one of the step before.
+function Unit:plans(bytes)
+  bytes = (1 + self.context.batch.micro_batches) * bytes
+  self.exchange, self.exchange_plan = self.exchange + bytes, self.exchange_plan + bytes
 end
+
+--- So many elements of weights are read.
+function Unit:reads(count) self.ops[#self.ops + 1] = { flops = 0, bytes = count * self.context.bytes } end
 
 --- A product of [m, k] by [k, n]; backward takes two of them. weights: bytes of the right operand to be read.
 function Unit:product(m, n, k)
   self.ops[#self.ops + 1] = { flops = 2 * m * n * k, bytes = (m * k + n * k + m * n) * self.context.bytes }
 end
 
---- Bytes that a rank sends, and in how many messages. pass: 'forward' (again when recomputed) or 'backward'.
-function Unit:sends(wire, group, pass, bytes, messages)
+--- Bytes that a rank sends, and in how many messages. pass: 'forward' (again when recomputed), 'backward' or 'once'. far: of
+-- them { bytes, messages } between hosts, where members of the group are not all alike.
+function Unit:sends(wire, group, pass, bytes, messages, far)
   if bytes > 0 then
-    self.traffic[#self.traffic + 1] = { wire = wire, group = group, pass = pass, bytes = bytes, messages = messages }
+    self.traffic[#self.traffic + 1] = { wire = wire, group = group, pass = pass, bytes = bytes, messages = messages, far = far }
   end
 end
 
