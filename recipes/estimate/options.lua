@@ -19,6 +19,19 @@ local function number(text)
   return n
 end
 
+-- 'once,two_level,parts=2' as a table of options (moe/exchange.lua).
+local function exchange(text)
+  local how = {}
+  for word in text:gmatch '[^,%s]+' do
+    local name, value = word:match '^(%w+)=([%d.]+)$'
+    if word == 'once' then how.once = true
+    elseif word == 'padded' or word == 'two_level' then how.way = word
+    elseif name == 'parts' or name == 'shadow' then how[name] = tonumber(value)
+    elseif word ~= 'rows' then return nil, ("no exchange '%s'"):format(word) end
+  end
+  return how
+end
+
 --- { model, mesh, batch } as lumoe.estimate takes them, precision, hardware, recompute, overlap, json, paper, verify.
 function options.parse(arguments)
   local p = parser('lumoe recipes/estimate.lua',
@@ -37,13 +50,16 @@ function options.parse(arguments)
     option('--experts', 8, count(1), 'Experts in every second layer; 1: a dense model'),
     option('--top-k', 1, count(1), 'Experts that see a token'),
     option('--capacity', 1.25, number, 'Capacity factor; 0: dropless'):argname 'F',
-    p:option('--exchange', 'rows: exact rows; once: a token goes to each rank once (rows)', 'rows'):choices { 'rows', 'once' },
+    p:option('--exchange', 'How rows travel to experts, of moe.Layer: rows, or any of once, padded or two_level, parts=N, shadow=F '
+      .. 'with commas between (rows)', 'rows'):convert(exchange):argname 'HOW',
+    option('--popularity', 0, number, "Experts' popularity by Zipf's law, with this exponent; 0: all alike"):argname 'S',
     option('--dropout', 0.1, number, 'Dropout'):argname 'P')
   p:group('Layout',
     option('--ranks', dist.world_size(), count(1), 'Ranks, as many as one likes'),
     option('--tp', 1, count(1), 'Ranks that share the same tokens'),
     option('--ep', 1, count(1), 'Ranks over which the experts are spread'),
     option('--etp', 1, count(1), 'Ranks that share an expert'),
+    p:option('--on-host', 'Ranks that share a host (the devices of the hardware)'):convert(count(1)):argname 'N',
     option('--zero-dense', 0, count(0, 3), 'Stage of ZeRO for what is no expert'),
     option('--zero-expert', 0, count(0, 3), 'Stage of ZeRO for experts, over their replicas'),
     p:option('--offload', 'To the second tier: optimizer (with gradients and masters), or parameters too')
@@ -67,7 +83,7 @@ function options.parse(arguments)
   local o = p:parse(arguments)
   if o.hardware == 'none' then o.hardware = nil end
   o.model = estimate.from_options(o)
-  o.mesh = { ranks = o.ranks, tp = o.tp, ep = o.ep, etp = o.etp, offload = o.offload,
+  o.mesh = { ranks = o.ranks, tp = o.tp, ep = o.ep, etp = o.etp, offload = o.offload, on_host = o.on_host,
     zero = { dense = o.zero_dense, expert = o.zero_expert } }
   o.batch = { sequences = o.sequences, source = o.source, target = o.target, micro_batches = o.micro_batches }
   return o

@@ -37,6 +37,7 @@ local function memory(plan, say)
     say('  %-16s %12s %12s %12s', what, stays and report.bytes(stays) or '', report.bytes(plan.memory.peak[what]),
       away and away > 0 and report.bytes(away) or '')
   end
+  say('  %-16s %12s %12s', 'under way, at most', '', '+ ' .. report.bytes(plan.memory.peak.in_flight))
   local on = plan.hardware
   if on then
     say('  %-16s %12s %12s %12s', 'there is', '', report.bytes(on.memory),
@@ -48,7 +49,7 @@ local function wires(plan, say)
   if #plan.wires == 0 then return end
   say('\nwires of a rank, one step%16s %10s%s', 'bytes', 'messages', plan.time and '  between hosts      time' or '')
   for _, t in ipairs(plan.wires) do
-    local when = plan.time and ('%14s %s'):format(report.bytes(t.between_hosts), right(report.seconds(t.seconds), 10)) or ''
+    local when = plan.time and ('%14s %s'):format(report.bytes(t.far.bytes), right(report.seconds(t.seconds), 10)) or ''
     say('  %-15s %-9s %13s %10d %s', t.wire, t.group, report.bytes(t.bytes), t.messages, when)
   end
   if plan.tier.read > 0 then
@@ -79,7 +80,8 @@ function report.print(plan)
   wires(plan, say)
   times(plan, say)
   if on then say('\n%s: %s', plan.fits and 'fits; what binds' or 'does not fit; what binds', plan.binds) end
-  say('\nassumed: even routing; the busiest rank; gradients and masters in f32, AdamW%s%s',
+  say('\nassumed: %s; the busiest rank; gradients and masters in f32, AdamW%s%s',
+    plan.context.model.popularity and 'popularity by Zipf\'s law' or 'even routing',
     on and on.efficiency < 1 and ('; products at %.0f %% of peak'):format(100 * on.efficiency) or '',
     plan.context.mesh.offload and '; the second tier is the host\'s memory' or '')
 end
@@ -89,7 +91,7 @@ function report.figures(plan)
   local wires_list = {}
   for i, t in ipairs(plan.wires) do
     wires_list[i] = { wire = t.wire, group = t.group, bytes = t.bytes, messages = t.messages, seconds = t.seconds,
-      between_hosts = t.between_hosts }
+      between_hosts = t.far.bytes, messages_between_hosts = t.far.messages }
   end
   return { layout = estimate.describe_mesh(plan.context.mesh), precision = plan.context.precision,
     parameters = plan.parameters, memory = plan.memory, wires = wires_list, sent = plan.sent, tier = plan.tier,

@@ -1,0 +1,176 @@
+--- Real steps of the recipe's model, small, and what the runtime counts of one: memory by purpose at its peak
+-- (lumoe.memory), bytes and messages sent (dist.counters, the plans' own), parameters, time.
+local lumoe = require 'lumoe'
+local Translator = require 'recipes.translate.model'
+local clock = require('lumoe.log.terminal').clock
+local random = require 'lumoe.random'
+local dist, optim = lumoe.dist, lumoe.optim
+
+local real = {}
+
+real.MODEL = { dim = 64, heads = 4, hidden = 256, vocab = 1000, encoder_layers = 4, decoder_layers = 2, experts = 8,
+  top_k = 2, capacity = 0, dropout = 0.1, balance = 0.01 }
+real.ROWS = 8 -- sequences of a rank and micro-batch
+-- Positions of each. A rank's tokens, and half of them, then are multiples of 28 and of 42: how many sets of two experts
+-- there are, and how many when one is three times as popular.
+real.LENGTHS = { source = 42, target = 21 }
+real.PURPOSES = { 'parameters', 'gradients', 'optimizer', 'activations', 'exchange', 'total' }
+
+-- ---- routing as the planner takes it to be -------------------------------------------------
+
+-- Every set of top_k experts, as often as the product of its experts' popularities says: over so many tokens
+-- the planner's expectations are exact.
+local function all_sets(experts, top_k, popularity)
+  local sets, chosen = {}, {}
+  local function choose(from, times)
+    if #chosen == top_k then
+      for _ = 1, times do sets[#sets + 1] = { unpack(chosen) } end
+      return
+    end
+    for e = from, experts - 1 do
+      chosen[#chosen + 1] = e
+      choose(e + 1, times * (popularity and popularity[e + 1] or 1))
+      chosen[#chosen] = nil
+    end
+  end
+  choose(0, 1)
+  return sets
+end
+
+-- Token i chooses the i-th set, in turn.
+local function route_by_turns(layer, popularity)
+  local learned, sets = layer.router.route, nil
+  layer.router.route = function(self, x, tags)
+    local choice = learned(self, x, tags)
+    local tokens, top_k, ids = x:size(0), choice.expert_ids:size(1), {}
+    sets = sets or all_sets(self.experts, top_k, popularity)
+    for t = 0, tokens - 1 do
+      for s, e in ipairs(sets[t % #sets + 1]) do ids[t * top_k + s] = e end
+    end
+    choice.expert_ids:copy_(lumoe.tensor(ids, { dtype = 'i64' }):reshape(tokens, top_k))
+    return choice
+  end
+end
+
+-- ---- a step --------------------------------------------------------------------------------
+
+local function build(layout)
+  local opts = { noise = 0, label_smoothing = 0.1, select = 'random' }
+  for key, value in pairs(real.MODEL) do opts[key] = value end
+  for _, key in ipairs { 'tp', 'ep', 'etp', 'offload', 'recompute', 'exchange' } do opts[key] = layout[key] end
+  opts.zero_dense, opts.zero_expert = layout.zero and layout.zero.dense, layout.zero and layout.zero.expert
+  local model = Translator(opts)
+  model:initialize()
+  if layout.precision == 'bf16' then model:to 'bf16' end
+  for _, m in ipairs(model:moe_layers()) do route_by_turns(m.layer, layout.popularity) end
+  dist.shard(model)
+  return model:train(), optim.AdamW(model:named_parameters(), {})
+end
+
+-- Tokens of sequences that this rank has; all of them valid.
+local function batch(rows, first)
+  local function ids(len) return lumoe.ones({ rows, len }, { dtype = 'i32' }) end
+  local function tags(len)
+    return { valid = lumoe.ones({ rows, len }, { dtype = 'u8' }),
+      tokens = (lumoe.arange(rows) + first):reshape(rows, 1) * 2 ^ 20 + lumoe.arange(len) }
+  end
+  local source, target = real.LENGTHS.source, real.LENGTHS.target
+  return { pad = 0, src = ids(source), tgt_in = ids(target), tgt_out = ids(target), src_tags = tags(source), tgt_tags = tags(target) }
+end
+
+local function step(model, optimizer, layout, number)
+  local dp = dist.world_size() / (layout.tp or 1)
+  local part = math.floor(dist.rank() / (layout.tp or 1))
+  local micro_batches = layout.micro_batches or 1
+  random.step(number)
+  for micro = 1, micro_batches do
+    lumoe.scope(function()
+      local nll, encoder, decoder = model:loss(batch(real.ROWS, part * real.ROWS))
+      local loss = nll / (dp * real.ROWS * real.LENGTHS.target) + encoder:float() + decoder:float()
+      loss:backward { last = micro == micro_batches }
+    end)
+  end
+  dist.reduce_gradients(model)
+  optimizer:step { grad_scale = optim.clip_scale(dist.grad_norm(model), 1) }
+  optimizer:zero_grad()
+  dist.reduce_number(0) -- as the recipe does with its loss
+end
+
+-- The next layout is measured without this one's tensors, whenever Lua would have found out.
+local function forget(model, optimizer)
+  dist.unshard(model)
+  for _, p in ipairs(model:named_parameters()) do
+    optimizer.parts[p.name]:dispose()
+    if lumoe.is_tensor(p.tensor) then p.tensor:dispose() end
+    p.spec.lodging = nil
+  end
+  for _, t in pairs(optimizer:tensors()) do t:dispose() end
+  for _, m in ipairs(model:moe_layers()) do m.layer.last_plan = nil end
+end
+
+-- Compiled traces hold on to what they were made of.
+local function collect()
+  jit.flush()
+  collectgarbage()
+  collectgarbage()
+end
+
+-- ---- what is counted -----------------------------------------------------------------------
+
+local function most(n) return dist.reduce_number(n, 'max') end -- of all ranks
+
+local LEGS = { 'dispatch', 'combine', 'dispatch_backward', 'combine_backward', 'shadow', 'shadow_backward' }
+
+-- What went to and from the experts by their plans, of the last micro-batch: { bytes, messages, far_bytes, far_messages }.
+local function exchanged(model, on_host)
+  local sent = { bytes = 0, messages = 0, far_bytes = 0, far_messages = 0 }
+  for _, m in ipairs(model:moe_layers()) do
+    local group, traffic = model.mesh.expert, m.layer.last_plan:traffic()
+    for _, leg in ipairs(LEGS) do
+      for r = 1, group.size do
+        local far = math.floor((r - 1) / on_host) ~= math.floor(group.rank / on_host)
+        for _, what in ipairs { 'bytes', 'messages' } do
+          sent[what] = sent[what] + traffic[leg][what][r]
+          if far then sent['far_' .. what] = sent['far_' .. what] + traffic[leg][what][r] end
+        end
+      end
+    end
+  end
+  for _, what in ipairs { 'bytes', 'messages', 'far_bytes', 'far_messages' } do sent[what] = most(sent[what]) end
+  return sent
+end
+
+-- A step and its counters. short: of a rank that is short of memory, where what is under way gives way to what is made, so
+-- that the peak is not a matter of how fast others are.
+local function counted(model, optimizer, layout, number, short)
+  collect()
+  collectgarbage 'stop'
+  lumoe.memory_limit(short and 1 or 0, { soft = true })
+  lumoe.reset_peak_memory()
+  dist.counters { reset = true }
+  local begun = clock()
+  step(model, optimizer, layout, number)
+  local got = { seconds = clock() - begun, bytes = 0, messages = 0, memory = {} }
+  lumoe.memory_limit(0, { soft = true })
+  collectgarbage 'restart'
+  local peak = lumoe.memory().peak
+  for _, to in ipairs(dist.counters()) do got.bytes, got.messages = got.bytes + to.bytes, got.messages + to.messages end
+  for _, what in ipairs { 'seconds', 'bytes', 'messages' } do got[what] = most(got[what]) end
+  for _, what in ipairs(real.PURPOSES) do got.memory[what] = most(peak[what]) end
+  return got
+end
+
+--- { parameters, memory by purpose, bytes, messages, exchange, at_leisure, seconds }: of the second step, since the first has
+-- made what stays; and of a third, in which nothing gives way, the peak of all memory and the time.
+function real.measure(layout)
+  local model, optimizer = build(layout)
+  step(model, optimizer, layout, 1)
+  local got = counted(model, optimizer, layout, 2, true)
+  got.exchange = exchanged(model, layout.on_host or dist.world_size())
+  local leisure = counted(model, optimizer, layout, 3)
+  got.parameters, got.at_leisure, got.seconds = most(model:numel()), leisure.memory.total, leisure.seconds
+  forget(model, optimizer)
+  return got
+end
+
+return real
