@@ -51,7 +51,7 @@ function options.parse(arguments)
     option('--top-k', 1, count(1), 'Experts that see a token'),
     option('--capacity', 1.25, number, 'Capacity factor; 0: dropless'):argname 'F',
     p:option('--exchange', 'How rows travel to experts, of moe.Layer: rows, or any of once, padded or two_level, parts=N, shadow=F '
-      .. 'with commas between (rows)', 'rows'):convert(exchange):argname 'HOW',
+      .. 'with commas between', 'rows'):convert(exchange):argname 'HOW',
     option('--popularity', 0, number, "Experts' popularity by Zipf's law, with this exponent; 0: all alike"):argname 'S',
     option('--dropout', 0.1, number, 'Dropout'):argname 'P')
   p:group('Layout',
