@@ -34,7 +34,7 @@ end
 -- error; but what is under way or read ahead gives way, as it does at a limit.
 ---@param opts { soft?: boolean }?
 function lumoe.memory_limit(bytes, opts)
-  if type(bytes) ~= 'number' or not (bytes >= 0) then
+  if type(bytes) ~= 'number' or bytes < 0 or bytes ~= bytes then
     status.argument('memory_limit: wants a number of bytes, not %s', tostring(bytes))
   end
   opts = tensor.options(opts, { soft = true }, 'memory_limit')
