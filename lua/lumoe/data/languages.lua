@@ -101,6 +101,29 @@ function languages.package_suffix(lang)
   return (lang:lower():gsub('_', '-'))
 end
 
+-- What software is translated into: the codes of ISO 639-1, with more letters where that has none or where two written
+-- standards exist.
+local known = {}
+for code in ([[
+  aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo es et eu fa
+  ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg ki kj kk kl km kn ko
+  kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn nr nv ny oc oj om or os pa pi
+  pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tn to tr ts tt tw ty ug uk
+  ur uz ve vi vo wa wo xh yi yo za zh zu
+  ace ach arn ast bal ban bem brx byn cgg chr ckb crh csb dgo dsb fil frp fur gez gsw haw hne hsb ilo kab kmr kok lij mai mhr mjw mni
+  nap nds nso pap pms sat scn shn szl tig tpi wal wae en_GB pt_BR zh_TW
+]]):gmatch '%S+' do known[code] = true end
+
+--- Raises where a language is none that packages may have texts in; those of one's own may be in any.
+---@param langs string[]
+function languages.check_known(langs)
+  for _, lang in ipairs(langs) do
+    if not known[lang] then
+      status.refuse("languages: no texts in '%s'; those with the most are %s", lang, table.concat(languages.presets['50'], ' '))
+    end
+  end
+end
+
 --- The codes that a `--langs` value means: a preset's name, or codes with commas or spaces between.
 -- Order is kept, repeats and English are dropped. Raises on what is no language code.
 ---@param value string|string[]

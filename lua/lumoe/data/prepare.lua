@@ -18,6 +18,7 @@ local json = require 'lumoe.data.json'
 local languages = require 'lumoe.data.languages'
 local merge = require 'lumoe.data.merge'
 local shell = require 'lumoe.data.shell'
+local status = require 'lumoe.status'
 local terminal = require 'lumoe.log.terminal'
 local workers = require 'lumoe.data.workers'
 
@@ -154,7 +155,10 @@ local function with_defaults(given)
   local options = tablex.copy(check.check('prepare.run', given, RUN))
   if options.langs or not options.from then options.langs = languages.parse(options.langs or '4') end
   options.dir = options.dir or options.from and 'data/own' or prepare.default_dir(options.langs)
-  if not options.from then options.sources = options.sources or (#options.langs <= 8 and 'small' or 'all') end
+  if not options.from then
+    languages.check_known(options.langs)
+    options.sources = options.sources or (#options.langs <= 8 and 'small' or 'all')
+  end
   options.jobs = options.jobs or 2
   options.cache = options.cache or apt.cache_dir()
   options.report = options.report or reporter()
@@ -199,6 +203,9 @@ function prepare.run(given)
       local hint = options.sources == 'small' and ' in these sources; try --sources all' or ''
       options.report(('no pairs for %s%s'):format(lang, hint), true)
     end
+  end
+  if not next(tablex.filter(merged, function(of_source) return next(of_source) ~= nil end)) then
+    status.refuse('no pairs of any language in %s', options.from or 'these sources')
   end
   write_licences(options, tasks)
   shell.write(options.dir .. '/manifest.json', json.encode(manifest))

@@ -18,6 +18,12 @@ describe('languages', function()
     assert.equal(50, #languages.parse('50'))
   end)
 
+  it('knows which languages packages may have texts in', function()
+    for name in pairs(languages.presets) do languages.check_known(languages.parse(name)) end
+    languages.check_known { 'eo', 'ast', 'pt_BR', 'zh_TW', 'sw' }
+    assert.error_matches(function() languages.check_known { 'de', 'xx' } end, "no texts in 'xx'; those with the most are it da fr")
+  end)
+
   it('names what is no language', function()
     assert.error_matches(function() languages.parse('de,english') end, '"english" is no language code')
     assert.error_matches(function() languages.parse('en') end, 'none given beside English')

@@ -86,6 +86,8 @@ describe("the user's own texts", function()
     assert.error_matches(function() run { ['notes.md'] = 'x' } end, 'no parallel texts there; give TSV files')
     assert.error_matches(function() prepare.run { from = '/nonexistent', report = quiet } end, '/nonexistent: no such directory')
     assert.error_matches(function() prepare.run { form = 'x' } end, "no option 'form'")
+    assert.error_matches(function() run { ['de.tsv'] = '', ['fr.tsv'] = 'junk' } end, 'no pairs of any language in ')
+    assert.equal('xx', run({ ['xx.tsv'] = 'one\tun\n' }).langs[1]) -- one's own may be any
     assert.error_matches(function() run { ['de.tsv.gz'] = '\31\139\8\0cut' } end, 'de.tsv.gz: damaged')
   end)
 end)

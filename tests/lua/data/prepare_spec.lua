@@ -108,6 +108,23 @@ describe('prepare', function()
     assert.truthy(output:find('E: the mirror is on fire', 1, true), output)
   end)
 
+  it('fetches nothing for what is no language', function()
+    local code, output = run('none', '--langs xx')
+    assert.equal(1, code)
+    assert.matches("languages: no texts in 'xx'", output)
+    assert.is_nil(shell.read(work .. '/none/work/plan.json'))
+  end)
+
+  it('names a language that nothing was found for, and is no success where it was the only one', function()
+    local code, output = run('partly', '--langs de,sw')
+    assert.equal(0, code, output)
+    assert.matches('no pairs for sw in these sources; try %-%-sources all', output)
+    code, output = run('nothing', '--langs sw')
+    assert.equal(1, code)
+    assert.matches('no pairs for sw.*no pairs of any language in these sources', output)
+    assert.is_nil(shell.read(work .. '/nothing/manifest.json'))
+  end)
+
   it('points to own texts where there is no apt', function()
     local bin = directory()
     for _, tool in ipairs { 'sh', 'mkdir' } do os.execute(('ln -s "$(command -v %s)" %s/%s'):format(tool, bin, tool)) end
