@@ -22,6 +22,23 @@ local function default_dir(opts)
   return prepare.default_dir(opts.langs)
 end
 
+-- The languages that have sentences to train on. One that was asked for must have some; one of those that are merely
+-- found in opts.data is left out, and the first rank says so.
+local function with_text(langs, file, asked, dir)
+  local list, empty = {}, {}
+  for _, lang in ipairs(langs) do
+    local size = path.getsize(file('train', lang))
+    table.insert(size and size > 0 and list or empty, lang)
+  end
+  dist.once(function()
+    if #empty == 0 then return end
+    local what = ('%s: no sentences of %s'):format(dir, table.concat(empty, ', '))
+    if asked or #list == 0 then lumoe.refuse('%s', what) end
+    io.stderr:write(what, '; left out\n')
+  end)
+  return list
+end
+
 --- Prepares what is missing. Without opts.langs, the languages are those found in opts.data.
 -- Returns { dir, langs, tokenizer, streams = lang -> {en, lang} }.
 function corpus.open(opts)
@@ -37,10 +54,9 @@ function corpus.open(opts)
   end)
   local langs = opts.langs or json.decode(assert(utils.readfile(manifest))).langs
 
+  langs = with_text(langs, file, opts.langs ~= nil, dir)
+
   dist.once(function()
-    for _, lang in ipairs(langs) do
-      if path.getsize(file('train', lang)) == 0 then lumoe.refuse('%s: no sentences of %s', dir, lang) end
-    end
     -- A tokenizer older than the data belongs to other data.
     if not path.exists(model) or path.getmtime(model) < path.getmtime(manifest) then
       local symbols, columns = { '<mask>', text.tag 'en' }, {}

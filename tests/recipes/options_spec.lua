@@ -91,6 +91,18 @@ describe('the command line of recipes/translate.lua', function()
       end)
     end
 
+    it('leaves out a language of its own texts that has no sentence, unless it was asked for', function()
+      local other = run.workplace()
+      finally(function() run.remove(other) end)
+      os.execute(('cd %s/text && : > fr.tsv && head -c 300 /dev/urandom > it.tsv'):format(other))
+      local code, _, errors = run.translate(other, 'out', { steps = 1, langs = false })
+      assert.equal(0, code, errors)
+      assert.matches('/data: no sentences of fr, it; left out\n', errors)
+      code, _, errors = run.translate(other, 'out2', { steps = 1, langs = 'es,fr' })
+      assert.equal(1, code)
+      assert.matches('lumoe: %S+/data: no sentences of fr\n$', errors)
+    end)
+
     it('begins no second run in the folder of a first', function()
       run.trained(root, 'first', { steps = 2 })
       local code, _, errors = run.translate(root, 'first', { steps = 1 })
