@@ -34,6 +34,8 @@ LM_API void lm_dist_interrupt(void);
  * group can be used again. Waits for the last rank, whatever interrupts come meanwhile. What
  * interrupted collectives were to write is undefined. */
 LM_API int lm_dist_recover(void);
+/* How many there were: who keeps collectives can tell that those from before are gone. */
+LM_API int lm_dist_recoveries(void);
 
 /* A launcher started this process; needs no transport. */
 LM_API int lm_dist_launched(void);
@@ -79,6 +81,26 @@ LM_API int lm_all_to_all_v(LM_MAYBE lm_group *g, const void *send, const int64_t
 LM_API int lm_dist_agree(LM_MAYBE lm_group *g, int status);
 /* The same, for errors that did not come from C. */
 LM_API int lm_dist_agree_text(LM_MAYBE lm_group *g, int status, LM_MAYBE const char *text);
+
+/* ---- a rank that fails alone ----
+ *
+ * What one rank lacks, memory above all, the others cannot know. The rule for everything that
+ * has a collective in it, here and above:
+ *   - It asks for what it needs before its first collective starts. One that fails then has
+ *     taken part in nothing, and may be tried again.
+ *   - A rank that fails waits for nobody but what is under way already, which the others have
+ *     started too. Its error goes up, and ends the script; that ends the job, with the error's
+ *     sentence first (runtime/host/main.c).
+ *   - Where ranks shall survive it, as at a prompt, they do together what may fail, and end
+ *     with lm_dist_rejoin.
+ *   - A failed collective leaves nothing behind that another rank reads or writes: memory of
+ *     its messages that was freed is used again when all have recovered. */
+
+/* The end of something that all ranks began together: each passes how it went, and comes from
+ * wherever it failed. What the others wait in then fails with its sentence, as do all their
+ * collectives until they come here. All get LM_OK, or the first failing rank's status and
+ * sentence, and every group can be used again. */
+LM_API int lm_dist_rejoin(int status, LM_MAYBE const char *text);
 
 /* ---- finding what makes ranks wait for ever ----
  *

@@ -53,9 +53,9 @@ static int64_t class_size(int class) {
 }
 
 static bool made_to_fail(void) {
+    if (fail_countdown < 0) return ++fail_countdown == 0;
     if (fail_countdown > 1) fail_countdown--;
-    else if (fail_countdown == 1) return true;
-    return false;
+    return fail_countdown == 1;
 }
 
 /* "4.2 MB", "12.3 KB", "64 bytes": none of them 0.0 */
@@ -128,6 +128,7 @@ int lm__memory_obtain(int64_t bytes, void **out, int *purpose) {
 }
 
 void lm__memory_free(void *p, int64_t bytes, int purpose) {
+    if (lm__memory_pins && lm__memory_pinned(p, bytes, purpose)) return;
     int64_t size;
     int class = size_class(bytes, &size);
     live[purpose] -= size, live_all -= size;

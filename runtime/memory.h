@@ -39,7 +39,8 @@ LM_API int lm_memory_set_purpose(int purpose);
 /* Headers, storages and tape nodes in use. */
 LM_API double lm_memory_objects(void);
 
-/* Tests: the n-th allocation from now fails, and all after it; 0 disarms. */
+/* Tests: the n-th allocation from now fails, and all after it; -n: that one alone; 0 disarms.
+ */
 LM_API void lm_test_fail_alloc(int n);
 
 #endif

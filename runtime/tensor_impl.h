@@ -49,6 +49,12 @@ int lm__memory_obtain(int64_t bytes, void **out, int *purpose);
 bool lm__memory_is_short(int64_t bytes); /* so many more would be over the soft limit */
 void lm__memory_on_pressure(bool (*relieve)(void));
 void lm__memory_rebook(int64_t bytes, int from, int to);
+/* pin.c: for memory that may still be read or written when whoever has it frees it: the memory
+ * is then used for nothing else until whoever pinned it unpins. */
+void lm__memory_pin(const void *p, int64_t bytes, const void *by);
+void lm__memory_unpin(const void *by);
+extern int lm__memory_pins;                                  /* how many there are */
+bool lm__memory_pinned(void *p, int64_t bytes, int purpose); /* takes it when it is */
 /* Small things that come and go with every operation: undefined contents, NULL when there is
  * no memory; freed with the size they were made with. */
 void *lm__object_new(size_t size);

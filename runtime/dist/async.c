@@ -20,10 +20,27 @@
 #include <string.h>
 #include <time.h>
 
-enum { SPINS = 200, YIELDS = 4000, LEFT_SECONDS = 2 };
+enum { SPINS = 200, YIELDS = 4000, LEFT_SECONDS = 2, WRECK_SECONDS = 1 };
+
+/* Why a rank has failed, as it tells the others (lm_dist_rejoin). */
+typedef struct news {
+    int32_t recoveries, code; /* recoveries: older news are of a failure that is over */
+    char text[900];
+} news;
+
+_Static_assert(sizeof(news) <= LM__NEWS, "news fit");
+
+/* A stage of a collective that failed while something was coming in. */
+typedef struct wreck {
+    struct wreck *next;
+    lm__flight *flight;
+    lm__comparison *comparison; /* what it is received into */
+} wreck;
 
 static lm_async *in_flight;
-static int recoveries;
+static wreck *wrecks;
+static int recoveries, failed = -1; /* failed: the rank of which we have heard, or -1 */
+static news failure;
 static double waited; /* seconds */
 static volatile int interrupted;
 
@@ -46,19 +63,52 @@ static void async_free(lm_async *a) {
     free(a);
 }
 
-static void fail(lm_async *a, int code, const char *why) {
-    if (a->flight && !lm__transport_of_job()->drop(a->flight))
-        a->scratch = NULL, a->comparison = NULL; /* MPI still writes there: better lost */
-    free_scratch(a);
+/* Takes back this stage's messages. What it was sending others may still read until all have
+ * recovered; what is half received is a wreck, until the rest has come. */
+static void drop_flight(lm_async *a) {
+    lm__flight *f = a->flight;
     a->flight = NULL;
+    if (!f) return;
+    for (int i = 0; i < a->posted_out; i++)
+        lm__memory_pin(a->out[i].data, a->out[i].bytes, NULL);
+    if (lm__transport_of_job()->drop(f)) return;
+    wreck *w = malloc(sizeof *w);
+    for (int i = 0; i < a->posted_in; i++) /* without a wreck, it is pinned for ever */
+        lm__memory_pin(a->in[i].data, a->in[i].bytes, w ? (void *)w : (void *)&wrecks);
+    if (w) *w = (wreck){wrecks, f, a->comparison}, wrecks = w;
+    a->comparison = NULL;
+}
+
+static void clear_wrecks(void) {
+    char error[256];
+    for (wreck **at = &wrecks, *w; (w = *at) != NULL;) {
+        if (lm__transport_of_job()->test(w->flight, error) == 0) {
+            at = &w->next;
+            continue;
+        }
+        *at = w->next;
+        lm__memory_unpin(w);
+        free(w->comparison);
+        free(w);
+    }
+}
+
+static void fail_saying(lm_async *a, int code, const char *sentence) {
+    drop_flight(a);
+    free_scratch(a);
     a->then = NULL;
     a->done = true;
     a->status = code;
     a->group->broken = true;
-    size_t length = strlen(a->name) + strlen(why) + 32;
+    size_t length = strlen(sentence) + 1;
     a->error = malloc(length);
-    if (a->error)
-        snprintf(a->error, length, "%s over %d ranks: %s", a->name, a->group->size, why);
+    if (a->error) memcpy(a->error, sentence, length);
+}
+
+static void fail(lm_async *a, int code, const char *why) {
+    char sentence[1024];
+    snprintf(sentence, sizeof sentence, "%s over %d ranks: %s", a->name, a->group->size, why);
+    fail_saying(a, code, sentence);
 }
 
 /* Runs stages until one has to wait. */
@@ -90,6 +140,7 @@ static void step(lm_async *a) {
 /* ---- all of them ---- */
 
 void lm_dist_progress(void) {
+    if (wrecks && lm_dist_running()) clear_wrecks();
     for (lm_async **at = &in_flight; *at;) {
         lm_async *a = *at;
         step(a);
@@ -100,6 +151,27 @@ void lm_dist_progress(void) {
 
 void lm__async_give_up(const char *why) {
     for (; in_flight; in_flight = in_flight->next) fail(in_flight, LM_ECOMM, why);
+}
+
+/* The next news of a failure that is not over; the rank, or -1. */
+static int next_news(news *n) {
+    int from;
+    do from = lm_dist_running() ? lm__transport_of_job()->hear(n, sizeof *n) : -1;
+    while (from >= 0 && n->recoveries != recoveries);
+    return from;
+}
+
+static int fail_as_heard(void) {
+    return lm_fail(failure.code, "%s [on rank %d]", failure.text, failed);
+}
+
+/* A rank that has failed will not come. */
+static void listen(void) {
+    if (failed < 0) failed = next_news(&failure);
+    if (failed < 0) return;
+    fail_as_heard();
+    for (; in_flight; in_flight = in_flight->next)
+        fail_saying(in_flight, failure.code, lm_last_error());
 }
 
 void lm_dist_interrupt(void) { interrupted = 1; }
@@ -145,8 +217,10 @@ static void until_done(lm_async *a) {
             lm__async_give_up("interrupted");
         }
         pause_for(turn);
-        if (turn < YIELDS || turn % 100 != 0) continue;
-        look_for_deserters(a, &deadline);
+        if (turn < SPINS || turn % 100 != 0) continue;
+        listen();
+        if (turn < YIELDS) continue;
+        if (!a->done) look_for_deserters(a, &deadline);
         if (!a->done) look_at_clock(a, since);
     }
     lm__watch_waits(a, false);
@@ -187,8 +261,55 @@ int lm_dist_recover(void) {
     }
     if (renewed < 0) return lm_fail(LM_ECOMM, "recover: %s", error);
     interrupted = 0;
+    failed = -1;
     recoveries++;
+    lm__memory_unpin(NULL); /* nobody can read any more what was being sent */
+    double since = seconds();
+    for (int64_t turn = 0; wrecks && seconds() - since < WRECK_SECONDS; turn++) {
+        clear_wrecks();
+        pause_for(turn);
+    }
     return LM_OK;
+}
+
+int lm_dist_recoveries(void) { return recoveries; }
+
+/* The least of all ranks' numbers. */
+static int least(int *number) {
+    char error[256] = "";
+    int known = 0;
+    for (int64_t turn = 0; known == 0; turn++) {
+        known = lm__transport_of_job()->least(number, error);
+        pause_for(turn);
+    }
+    return known > 0 ? LM_OK : lm_fail(LM_ECOMM, "%s", error);
+}
+
+int lm_dist_rejoin(int status, const char *text) {
+    char error[256] = "";
+    int st = lm_dist_init();
+    if (st != LM_OK) return st;
+    int rank = lm_dist_rank(), size = lm_dist_world_size();
+    bool ours = status != LM_OK && failed < 0; /* else it is another's that has reached us */
+    news mine = {.recoveries = recoveries, .code = status};
+    snprintf(mine.text, sizeof mine.text, "%s", text ? text : "an error");
+    if (size == 1) return ours ? lm_fail(status, "%s", mine.text) : LM_OK;
+    if (!lm_dist_running()) return lm_fail(LM_ECOMM, "this rank has already left the job");
+    if (ours && lm__transport_of_job()->tell(&mine, sizeof mine, error) != 0)
+        return lm_fail(LM_ECOMM, "%s", error);
+    int first = ours ? rank : size;
+    st = least(&first);
+    if (st != LM_OK || first == size) return st;
+    for (int64_t turn = 0; first != rank && failed != first; turn++) {
+        failed = next_news(&failure);
+        pause_for(turn);
+    }
+    if (first == rank) lm_fail(status, "%s", mine.text);
+    else fail_as_heard();
+    snprintf(mine.text, sizeof mine.text, "%s", lm_last_error());
+    int code = first == rank ? status : failure.code;
+    st = lm_dist_recover();
+    return st == LM_OK ? lm_fail(code, "%s", mine.text) : st;
 }
 
 /* ---- starting one ---- */
@@ -214,6 +335,7 @@ static int usable(lm_group *g, const char *name) {
         g->broken = false;
         g->started = 0;
     }
+    if (failed >= 0) return fail_as_heard();
     if (g->broken)
         return lm_fail(LM_ECOMM,
                        "%s: an earlier collective of this group failed or was interrupted",
@@ -286,6 +408,7 @@ int lm__async_post(lm_async *a, int sends, lm__message *send, int receives,
         if (!a->uncounted) lm__traffic_count(send[i].peer, send[i].bytes);
     }
     for (int i = 0; i < receives; i++) receive[i].peer = world_rank[receive[i].peer];
+    a->posted_out = sends, a->posted_in = receives;
     if (lm__transport_of_job()->post(a->tag, sends, send, receives, receive, &a->flight,
                                      error) != 0)
         return lm_fail(LM_ECOMM, "%s", error);

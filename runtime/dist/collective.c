@@ -256,10 +256,10 @@ static int broadcast_round(lm_async *a) {
         bool sends = me < a->reach && peer < size,
              receives = me >= a->reach && me < 2 * a->reach;
         if (!sends && !receives) continue;
-        a->out[0] = (lm__message){(peer + root) % size, a->count, a->data};
+        a->out[0] = a->in[0] = (lm__message){(peer + root) % size, a->count, a->data};
         a->reach *= 2;
         a->then = broadcast_round;
-        return lm__async_post(a, sends, a->out, receives, a->out);
+        return lm__async_post(a, sends, a->out, receives, a->in);
     }
     return LM_OK;
 }

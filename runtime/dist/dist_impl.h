@@ -42,7 +42,8 @@ struct lm_async {
     /* [group size] each: what goes to and comes from every rank */
     char **send, **receive;
     int64_t *sends, *receives;
-    lm__message *out, *in; /* room */
+    lm__message *out, *in; /* [group size]: this stage's; so many */
+    int posted_out, posted_in;
 
     lm__record *record;         /* NULL: nothing is watched */
     lm__comparison *comparison; /* NULL: not in debug mode */

@@ -17,6 +17,8 @@ typedef struct lm__message {
 
 typedef struct lm__flight lm__flight; /* messages on their way */
 
+enum { LM__NEWS = 1024 };
+
 /* Functions return 0, or -1 with a sentence in error (256 bytes). */
 typedef struct lm__transport {
     const char *name;
@@ -34,11 +36,19 @@ typedef struct lm__transport {
     int (*test)(lm__flight *f, char *error);
     /* A rank that has left the job while something is still to come from it, or -1. */
     int (*deserter)(const lm__flight *f);
-    /* Takes back what has not arrived. False: something is still being written to. */
+    /* Takes back what has not begun to arrive. True: f is gone; false: something is still being
+     * written to, until test gives 1. What was being sent may be read until all ranks have
+     * renewed. */
     bool (*drop)(lm__flight *f);
 
-    /* From when every rank has got 1 here (0: not yet), messages posted before no longer match
-     * any: to be called until then, by all. */
+    /* News of at most LM__NEWS bytes to every other rank, whatever it does; and what has come,
+     * if anything has: the rank it is from, or -1. */
+    int (*tell)(const void *news, int bytes, char *error);
+    int (*hear)(void *news, int bytes);
+
+    /* Both are to be called by all ranks until they give 1 (0: not yet). */
+    int (*least)(int *number, char *error); /* of the ranks' numbers */
+    /* From when every rank has got 1 here, messages posted before no longer match any. */
     int (*renew)(char *error);
     int (*stop)(char *error); /* after every rank has said goodbye */
     void (*abort)(int code);

@@ -107,11 +107,14 @@ int lm__land(lm_plan *p, int leg, lm_tensor **out) {
 }
 
 void lm__settle(lm_plan *p, int leg) {
-    lm_tensor *t = NULL;
-    char error[900];
-    if (!p->flight[leg].to) return;
+    lm__flight f = p->flight[leg];
+    char error[1024];
+    if (!f.to) return;
     snprintf(error, sizeof error, "%s", lm_last_error());
-    if (lm__land(p, leg, &t) == LM_OK) lm_tensor_release(t);
+    p->flight[leg] = (lm__flight){NULL, NULL, NULL};
+    if (f.carry) lm__carry_settle(f.carry);
+    lm_tensor_release(f.from);
+    lm_tensor_release(f.to);
     lm_fail(LM_EINTERNAL, "%s", error); /* the caller has the code */
 }
 

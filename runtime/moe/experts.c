@@ -15,12 +15,11 @@ static int input_gradient(lm_node *n, const lm_plan *p, lm_tensor *dy, lm_tensor
     int64_t out = w->shape[1], in = w->shape[2];
     int st = lm__tensor_like(x, x->dtype, &dx);
     if (st != LM_OK) return st;
-    st =
-        lm__kernels(x)->grouped_gemm(p->local_experts, p->offsets, in, out, dx->data, dx->dtype,
-                                     dy->data, dy->dtype, w->data, w->dtype, 0, NULL, 0);
-    if (st == LM_OK) return lm__give(n, 0, dx);
-    lm_tensor_release(dx);
-    return lm_fail(st, "moe: the gradient of the experts' input failed");
+    st = lm__ran("experts: the gradient of x",
+                 lm__kernels(x)->grouped_gemm(p->local_experts, p->offsets, in, out, dx->data,
+                                              dx->dtype, dy->data, dy->dtype, w->data, w->dtype,
+                                              0, NULL, 0));
+    return lm__give_result(st, n, 0, dx);
 }
 
 /* The f32 gradient to write to: the leaf's own (*own NULL), or a new one to be given. */
@@ -38,7 +37,7 @@ static int gradient_of(lm_node *n, int input, const lm_tensor *like, lm_tensor *
 static int finish_gradient(int st, lm_node *n, int input, lm_tensor *own) {
     if (st == LM_OK) return own ? lm__give(n, input, own) : LM_OK;
     lm_tensor_release(own);
-    return lm_fail(st, "moe: the gradient of the experts' weights failed");
+    return st;
 }
 
 static int linear_backward(lm_node *n) {
@@ -57,9 +56,10 @@ static int linear_backward(lm_node *n) {
     if (st == LM_OK && lm__wants(n, 1)) {
         st = gradient_of(n, 1, w, &grad, &own, &fresh);
         if (st == LM_OK)
-            st = lm__kernels(x)->grouped_gemm_dw(p->local_experts, p->offsets, out, in,
-                                                 grad->data, LM_F32, x->data, x->dtype,
-                                                 dy->data, dy->dtype, 1, !fresh);
+            st = lm__ran("experts: the gradient of their weights",
+                         lm__kernels(x)->grouped_gemm_dw(p->local_experts, p->offsets, out, in,
+                                                         grad->data, LM_F32, x->data, x->dtype,
+                                                         dy->data, dy->dtype, 1, !fresh));
         st = finish_gradient(st, n, 1, own);
     }
     if (st == LM_OK && bias && lm__wants(n, 2)) {
@@ -109,12 +109,11 @@ int lm_moe_linear(lm_plan *p, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
     if (st == LM_OK && bias) st = lm__tensor_dense(bias, bias->dtype, &db);
     if (st == LM_OK) st = lm_tensor_new(dtype, 2, (int64_t[]){p->arrivals, dw->shape[1]}, &y);
     lm_dist_progress();
-    if (st == LM_OK) {
-        st = lm__kernels(x)->grouped_gemm(
-            p->local_experts, p->offsets, dw->shape[1], dw->shape[2], y->data, dtype, dx->data,
-            dtype, dw->data, dtype, 1, db ? db->data : NULL, db ? db->dtype : LM_F32);
-        if (st != LM_OK) st = lm_fail(st, "experts: the matrix product failed");
-    }
+    if (st == LM_OK)
+        st = lm__ran("experts", lm__kernels(x)->grouped_gemm(
+                                    p->local_experts, p->offsets, dw->shape[1], dw->shape[2],
+                                    y->data, dtype, dx->data, dtype, dw->data, dtype, 1,
+                                    db ? db->data : NULL, db ? db->dtype : LM_F32));
     if (st == LM_OK)
         st = lm__record("experts", linear_backward, bias ? 3 : 2,
                         (lm_tensor *[]){x, weight, bias}, 1, &y, &n);

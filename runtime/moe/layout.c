@@ -87,15 +87,15 @@ static int leave(lm_plan *p, const lm__layout *l) {
 int lm__parcel_tokens(lm_plan *p, int64_t **out) {
     const lm__wire *w = &p->wire;
     lm__load load = {.leg = LM_LEG_PLAN, .each = sizeof(int64_t)};
-    int64_t *mine = malloc((size_t)(w->leaving + 1) * sizeof *mine);
-    int64_t *theirs = malloc((size_t)(w->arriving + 1) * sizeof *theirs);
-    int st = mine && theirs ? LM_OK : no_memory();
+    int64_t *mine = NULL, *theirs = NULL;
+    int st = lm__room_new(w->leaving, sizeof *mine, &mine);
+    if (st == LM_OK) st = lm__room_new(w->arriving, sizeof *theirs, &theirs);
     for (int64_t i = 0; i < w->leaving && st == LM_OK; i++)
         mine[i] = p->token_id[p->token_of[i]];
     if (st == LM_OK) st = lm__wire_swap(p, &load, mine, w->sends, theirs, w->receives);
-    free(mine);
+    lm__room_free(mine);
     if (st == LM_OK) *out = theirs;
-    else free(theirs);
+    else lm__room_free(theirs);
     return st;
 }
 
@@ -156,7 +156,7 @@ static int arrive(lm_plan *p, const lm__layout *l) {
     }
     for (int64_t a = 0; a < p->arrivals && st == LM_OK; a++)
         p->arrival_at[p->arrival_of[a]] = (int32_t)a;
-    free(token);
+    lm__room_free(token);
     free(runs);
     free(starts);
     return st;
@@ -223,9 +223,9 @@ static int find_data_ranks(lm_group *data, lm_group *expert, int ranks, int *dat
 static int layout_new(lm_plan *p, lm_group *expert, lm__layout *l) {
     l->ranks = expert ? lm_group_size(expert) : 1;
     l->rank = expert ? lm_group_rank(expert) : 0;
-    l->kept = calloc((size_t)l->ranks * (size_t)p->experts, sizeof *l->kept);
     l->order = malloc((size_t)l->ranks * sizeof *l->order);
-    return l->kept && l->order ? LM_OK : no_memory();
+    if (!l->order) return no_memory();
+    return lm__room_new((int64_t)l->ranks * p->experts, sizeof *l->kept, &l->kept);
 }
 
 static void add_up_arrivals(lm_plan *p, const lm__layout *l) {
@@ -267,6 +267,6 @@ int lm__plan_layout(lm_plan *p, const lm__plan_heads *heads, const lm_plan_spec 
     if (st == LM_OK && spec->parts > 1) st = lm__plan_divide(p, spec->parts, &l, spec);
     free(data_rank);
     free(l.order);
-    free(l.kept);
+    lm__room_free(l.kept);
     return st;
 }

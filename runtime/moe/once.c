@@ -138,15 +138,15 @@ static int leave(lm_plan *p, leaving *v) {
 static int exchange_labels(lm_plan *p, const leaving *v, int32_t **out) {
     const lm__wire *w = &p->routes;
     lm__load load = {.leg = LM_LEG_PLAN, .each = sizeof(int32_t)};
-    int32_t *mine = malloc((size_t)(w->leaving + 1) * sizeof *mine);
-    int32_t *theirs = malloc((size_t)(w->arriving + 1) * sizeof *theirs);
-    int st = mine && theirs ? LM_OK : no_memory();
+    int32_t *mine = NULL, *theirs = NULL;
+    int st = lm__room_new(w->leaving, sizeof *mine, &mine);
+    if (st == LM_OK) st = lm__room_new(w->arriving, sizeof *theirs, &theirs);
     for (int64_t i = 0; i < w->leaving && st == LM_OK; i++)
         mine[i] = v->label[p->row_of[p->route_at[i]]];
     if (st == LM_OK) st = lm__wire_swap(p, &load, mine, w->sends, theirs, w->receives);
-    free(mine);
+    lm__room_free(mine);
     if (st == LM_OK) *out = theirs;
-    else free(theirs);
+    else lm__room_free(theirs);
     return st;
 }
 
@@ -186,7 +186,7 @@ static int visit(lm_plan *p, const lm__layout *l, int32_t *order) {
             if (at[r] < end[r] && (next < 0 || token[at[r]] < token[at[next]])) next = r;
         order[n++] = (int32_t)at[next]++;
     }
-    free(token);
+    lm__room_free(token);
     free(at);
     return st;
 }
@@ -241,7 +241,7 @@ int lm__once_layout(lm_plan *p, const lm__layout *l) {
     if (st == LM_OK) st = exchange_labels(p, &v, &label);
     if (st == LM_OK) st = arrive(p, l, label);
     if (st == LM_OK && p->way == LM_WAY_TWO_LEVEL) st = lm__per_host_new(p);
-    free(label);
+    lm__room_free(label);
     leaving_free(&v);
     return st;
 }

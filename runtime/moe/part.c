@@ -60,8 +60,7 @@ int lm__plan_divide(lm_plan *p, int parts, lm__layout *l, const lm_plan_spec *sp
     p->parts = st == LM_OK ? parts : 0;
     for (int i = 0; i < parts && st == LM_OK; i++)
         st = part_new(p, i, parts, spec, &p->part[i]);
-    if (st == LM_OK && !(kept = calloc((size_t)(all * l->ranks), sizeof *kept)))
-        st = lm_fail(LM_EOOM, "plan: no memory for its parts");
+    if (st == LM_OK) st = lm__room_new(all * l->ranks, sizeof *kept, &kept);
     for (int i = 0; i < parts && st == LM_OK; i++)
         lm__count_kept(p->part[i], kept + l->rank * all + (int64_t)i * p->experts);
     if (st == LM_OK && l->ranks > 1)
@@ -74,6 +73,6 @@ int lm__plan_divide(lm_plan *p, int parts, lm__layout *l, const lm_plan_spec *sp
         lm__keep_home(p, l);
         st = lm__plan_order(p->part[i], l);
     }
-    free(kept);
+    lm__room_free(kept);
     return st;
 }

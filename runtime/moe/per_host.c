@@ -92,10 +92,11 @@ static int arrays(lm_plan *p, const lm__step *a, const lm__step *b) {
 static int make_tables(lm_plan *p, const lm__map *m, const lm__step *a, const lm__step *b) {
     lm__load load = {.leg = LM_LEG_PLAN, .each = sizeof(int32_t)};
     int64_t most = p->wire.leaving > b->in ? p->wire.leaving : b->in;
-    int32_t *label = calloc((size_t)most + 1, sizeof *label);
-    int32_t *out = malloc((size_t)a->out * sizeof *out + 1);
-    int32_t *in = malloc((size_t)a->in * sizeof *in + 1);
-    int st = label && out && in ? arrays(p, a, b) : no_memory();
+    int32_t *label = NULL, *out = NULL, *in = NULL;
+    int st = lm__room_new(most, sizeof *label, &label);
+    if (st == LM_OK) st = lm__room_new(a->out, sizeof *out, &out);
+    if (st == LM_OK) st = lm__room_new(a->in, sizeof *in, &in);
+    if (st == LM_OK) st = arrays(p, a, b);
     if (st == LM_OK) st = number_rows(p, m, label);
     if (st == LM_OK) {
         lm__pack_across(m, (char *)label, sizeof *label, (char *)out);
@@ -110,9 +111,9 @@ static int make_tables(lm_plan *p, const lm__map *m, const lm__step *a, const lm
         lm__unpack(m, (char *)label, sizeof *label, (char *)p->per_host.to_at);
         st = list_sums(p);
     }
-    free(in);
-    free(out);
-    free(label);
+    lm__room_free(in);
+    lm__room_free(out);
+    lm__room_free(label);
     return st;
 }
 

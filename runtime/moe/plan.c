@@ -186,9 +186,7 @@ static int read_routes(lm_plan *p, const lm_plan_spec *s, int64_t *counts) {
 
 static int heads_new(lm__plan_heads *h, int ranks, int experts) {
     *h = (lm__plan_heads){ranks, experts, NULL};
-    h->words = calloc((size_t)ranks * (size_t)(5 + experts), sizeof *h->words);
-    return h->words ? LM_OK
-                    : lm_fail(LM_EOOM, "plan: no memory for the counts of %d ranks", ranks);
+    return lm__room_new((int64_t)ranks * (5 + experts), sizeof *h->words, &h->words);
 }
 
 static int exchange_heads(lm_plan *p, lm__plan_heads *h, lm_group *data, int rank, int st) {
@@ -281,7 +279,7 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
     if (p->expert) lm_group_retain(p->expert);
     p->experts = s->experts > 0 ? s->experts : 0;
     int st = heads_new(&heads, ranks, p->experts);
-    if (st != LM_OK) { /* too early to tell the others: they see this rank leave */
+    if (st != LM_OK) { /* too early to tell the others */
         lm_plan_release(p);
         return st;
     }
@@ -302,7 +300,7 @@ int lm_plan_new(const lm_plan_spec *s, lm_group *data, lm_group *expert, lm_plan
     if (st == LM_OK) st = lm__plan_shadow(p, s->shadow);
     if (st == LM_OK) st = lm__plan_layout(p, &heads, s, data, expert);
     if (st == LM_OK) take_hash(p);
-    free(heads.words);
+    lm__room_free(heads.words);
     if (st == LM_OK) *out = p;
     else lm_plan_release(p);
     return st;

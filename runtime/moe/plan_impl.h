@@ -196,6 +196,12 @@ int lm__carry_start(lm_plan *p, const lm__wire *w, const lm__load *load, const v
                     void *to, lm__carry **out);
 int lm__carry_wait(lm__carry *c);  /* frees it, as does */
 void lm__carry_drop(lm__carry *c); /* NULL is a no-op */
+/* For those that nobody will finish: waits for what is under way, which all ranks have started,
+ * and goes no further. */
+void lm__carry_settle(lm__carry *c);
+/* Memory for messages, zeroed, for a while. (A message's memory is the runtime's: dist.h.) */
+int lm__room_new(int64_t count, size_t size, void *out);
+void lm__room_free(void *p); /* NULL is a no-op */
 /* sends[r] things to each rank, exactly; counted. */
 int lm__wire_swap(lm_plan *p, const lm__load *load, const void *from, const int64_t *sends,
                   void *to, const int64_t *receives);

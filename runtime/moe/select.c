@@ -107,8 +107,8 @@ static int contest_new(contest *c, const lm_plan *p, lm_group *data) {
         c->index[e] = over ? c->count : -1;
         if (over) c->expert[c->count++] = e;
     }
-    c->lines = calloc((size_t)c->ranks * (size_t)c->count, sizeof *c->lines);
-    if (!c->lines) return lm_fail(LM_EOOM, "plan: no memory to choose among routes");
+    int st = lm__room_new((int64_t)c->ranks * c->count, sizeof *c->lines, &c->lines);
+    if (st != LM_OK) return st;
     int64_t *mine = c->lines + (int64_t)c->rank * c->count;
     for (int64_t r = 0; r < p->tokens * p->top_k; r++)
         if (p->expert_id[r] >= 0 && c->index[p->expert_id[r]] >= 0)
@@ -119,7 +119,7 @@ static int contest_new(contest *c, const lm_plan *p, lm_group *data) {
 static void contest_free(contest *c) {
     free(c->expert);
     free(c->index);
-    free(c->lines);
+    lm__room_free(c->lines);
 }
 
 /* This rank's routes, line by line. */
@@ -129,20 +129,17 @@ static int stand(const contest *c, const lm_plan *p, const lm_plan_spec *s, plac
     int64_t total = 0;
     int64_t *next = malloc((size_t)c->count * sizeof *next);
     for (int i = 0; i < c->count && next; i++) next[i] = total, total += mine[i];
-    place *line = malloc((size_t)(total + 1) * sizeof *line);
-    if (!next || !line) {
-        free(next);
-        free(line);
-        return lm_fail(LM_EOOM, "plan: no memory to choose among %lld routes",
-                       (long long)total);
-    }
-    for (int64_t r = 0; r < p->tokens * p->top_k; r++) {
+    place *line = NULL;
+    int st = next ? lm__room_new(total, sizeof *line, &line)
+                  : lm_fail(LM_EOOM, "plan: no memory to choose among %lld routes",
+                            (long long)total);
+    for (int64_t r = 0; r < p->tokens * p->top_k && st == LM_OK; r++) {
         int i = p->expert_id[r] >= 0 ? c->index[p->expert_id[r]] : -1;
         if (i >= 0) line[next[i]++] = place_of(p, s, seed, r);
     }
     free(next);
     *out = line;
-    return LM_OK;
+    return st;
 }
 
 /* Sends each line to its decider. There: rank by rank, and within a rank line by line. */
@@ -159,16 +156,15 @@ static int send_lines(const contest *c, lm_group *data, place **line) {
             total += c->lines[(int64_t)r * c->count + i];
         }
     }
-    place *all = malloc((size_t)(total + 1) * sizeof *all);
-    int st =
-        all ? lm_all_to_all_v(data, *line, bytes, all, back)
-            : lm_fail(LM_EOOM, "plan: no memory to choose among %lld routes", (long long)total);
+    place *all = NULL;
+    int st = lm__room_new(total, sizeof *all, &all);
+    if (st == LM_OK) st = lm_all_to_all_v(data, *line, bytes, all, back);
     free(bytes);
     if (st != LM_OK) {
-        free(all);
+        lm__room_free(all);
         return st;
     }
-    free(*line);
+    lm__room_free(*line);
     *line = all;
     return LM_OK;
 }
@@ -222,8 +218,7 @@ int lm__plan_select(lm_plan *p, const lm_plan_spec *s, lm_group *data) {
     int st = contest_new(&c, p, data);
     if (st == LM_OK) st = stand(&c, p, s, &line);
     if (st == LM_OK) st = send_lines(&c, data, &line);
-    if (st == LM_OK) last = calloc((size_t)c.count, sizeof *last);
-    if (st == LM_OK && !last) st = lm_fail(LM_EOOM, "plan: no memory to choose among routes");
+    if (st == LM_OK) st = lm__room_new(c.count, sizeof *last, &last);
     if (st == LM_OK) st = decide(&c, p, line, last);
     if (st == LM_OK) st = tell(&c, data, last);
     if (st == LM_OK) {
@@ -235,8 +230,8 @@ int lm__plan_select(lm_plan *p, const lm_plan_spec *s, lm_group *data) {
             p->dropped[r] = p->capacity == 0 || before(&last[i], &at);
         }
     }
-    free(last);
-    free(line);
+    lm__room_free(last);
+    lm__room_free(line);
     contest_free(&c);
     return st;
 }

@@ -10,6 +10,36 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* ---- memory of messages ---- */
+
+typedef struct room {
+    int64_t bytes;
+    int purpose;
+} room;
+
+enum { ROOM_HEADER = 64 };
+
+int lm__room_new(int64_t count, size_t size, void *out) {
+    void *data;
+    int purpose, before = lm_memory_set_purpose(LM_MEM_EXCHANGE);
+    int64_t bytes = ROOM_HEADER + (count > 0 ? count : 1) * (int64_t)size;
+    int st = lm__memory_alloc(bytes, &data, &purpose);
+    lm_memory_set_purpose(before);
+    if (st != LM_OK) return st;
+    memset(data, 0, (size_t)bytes);
+    *(room *)data = (room){bytes, purpose};
+    *(void **)out = (char *)data + ROOM_HEADER;
+    return LM_OK;
+}
+
+void lm__room_free(void *p) {
+    if (!p) return;
+    room *r = (room *)(void *)((char *)p - ROOM_HEADER);
+    lm__memory_free(r, r->bytes, r->purpose);
+}
+
+/* ---- wires ---- */
+
 int lm__wire_new(lm_plan *p, lm__wire *w) {
     int ranks = lm__plan_ranks(p);
     int st = lm__plan_array(p, ranks, sizeof *w->sends, &w->sends);
@@ -168,6 +198,11 @@ int lm__carry_wait(lm__carry *c) {
     if (st == LM_OK && c->then) st = c->then(c);
     carry_free(c);
     return st;
+}
+
+void lm__carry_settle(lm__carry *c) {
+    (void)lm_async_wait(c->flight);
+    carry_free(c);
 }
 
 void lm__carry_drop(lm__carry *c) {

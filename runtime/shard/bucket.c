@@ -25,6 +25,7 @@ typedef struct bucket {
     int count;
     int64_t bytes; /* of its gradients */
     bool divided;
+    int recoveries;   /* when it left */
     lm_tensor *alone; /* its only gradient, read or reduced in place */
     buffer send, receive;
     lm_async *under_way;
@@ -254,9 +255,11 @@ static int finish_oldest(void) {
     oldest = b->next;
     if (!oldest) newest = &oldest;
     flying -= b->bytes;
+    bool lost = b->recoveries != lm_dist_recoveries(); /* as the user knows, who recovered */
     int st = lm_async_wait(b->under_way);
     b->under_way = NULL;
-    if (st == LM_OK) st = b->divided ? finish_divided(b) : finish_summed(b);
+    if (lost) st = LM_OK;
+    else if (st == LM_OK) st = b->divided ? finish_divided(b) : finish_summed(b);
     bucket_free(b);
     return st;
 }
@@ -292,6 +295,7 @@ static int send_bucket(bucket *b) {
         bucket_free(b);
         return st;
     }
+    b->recoveries = lm_dist_recoveries();
     *newest = b, newest = &b->next;
     flying += b->bytes;
     return b->under_way ? LM_OK : lm__buckets_progress();

@@ -162,27 +162,28 @@ int lm__chunks_settle(void) {
     return st;
 }
 
-/* Our chunk to its place in the whole, then everyone's. */
-static int begin_gather(lm_shard *s) {
+/* Room for the whole, and our chunk in its place there. */
+static int make_whole(lm_shard *s) {
     lm_storage *whole = s->param->storage;
+    s->version = whole->version;
     if (s->lodging && !whole->data &&
-        (whole->data = s->lodging->hand_over(s->lodging->self, s))) {
-        s->version = whole->version;
+        (whole->data = s->lodging->hand_over(s->lodging->self, s)))
         return LM_OK;
-    }
     int st = lm__storage_restore(whole);
     if (st != LM_OK) return st;
-    if (s->lodging) st = s->lodging->fetch(s->lodging->self, s, own_place(s));
-    else if (s->count) memcpy(own_place(s), s->chunk->data, (size_t)s->bytes[s->rank]);
-    s->version = whole->version;
-    return st == LM_OK ? begin_arrival(s) : st;
+    if (s->lodging) return s->lodging->fetch(s->lodging->self, s, own_place(s));
+    if (s->count) memcpy(own_place(s), s->chunk->data, (size_t)s->bytes[s->rank]);
+    return LM_OK;
 }
 
+/* Memory for all of them before the first of them is under way (dist.h). */
 int lm__unit_gather(lm_unit *u) {
     int st = LM_OK;
     if (u->here) return LM_OK;
     for (int i = 0; i < u->count && st == LM_OK; i++)
-        if (u->shard[i]->stage == 3) st = begin_gather(u->shard[i]);
+        if (u->shard[i]->stage == 3) st = make_whole(u->shard[i]);
+    for (int i = 0; i < u->count && st == LM_OK; i++)
+        if (u->shard[i]->stage == 3) st = begin_arrival(u->shard[i]);
     int settled = lm__chunks_settle();
     if (st == LM_OK) st = settled;
     u->here = st == LM_OK;
@@ -248,6 +249,8 @@ int lm_shard_updated(lm_tensor *p) {
     lm_shard *s = lm__shard_of(p);
     if (!s || s->stage == 0) return LM_OK;
     p->storage->version++;
-    if (s->stage == 3) return s->unit->here ? begin_gather(s) : LM_OK;
-    return begin_arrival(s);
+    if (s->stage < 3) return begin_arrival(s);
+    if (!s->unit->here) return LM_OK;
+    int st = make_whole(s);
+    return st == LM_OK ? begin_arrival(s) : st;
 }

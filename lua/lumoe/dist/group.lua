@@ -138,6 +138,21 @@ function group.agree(message, among)
   check(C.lm_dist_agree_text((among or group.world()).pointer, st, message))
 end
 
+--- f(...), which all ranks call, and in which any may fail: an error on one rank is then an error on all, wherever
+-- they are by that time, and the groups can be used again. (Without it, a rank that fails alone ends the job.)
+function group.together(f, ...)
+  if group.world_size() == 1 then return f(...) end
+  local function rejoin(ok, ...)
+    local message = not ok and tostring((...)) or nil
+    local st = ok and 0 or status.is_refusal(message) and C.LM_EUSER or C.LM_EARG
+    st = C.lm_dist_rejoin(st, message)
+    if st == C.LM_EUSER then status.raise(st) end
+    if st < 0 then error(ffi.string(C.lm_last_error()), 0) end
+    return ...
+  end
+  return rejoin(pcall(f, ...))
+end
+
 --- Work that rank 0 does for all: an error there is an error everywhere, and nobody goes on before.
 function group.once(f)
   local message
