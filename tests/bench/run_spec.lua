@@ -31,7 +31,8 @@ end
 local function finite(x) return type(x) == 'number' and x > 0 and x < math.huge end
 
 describe('the benchmark', function()
-  for group, some in pairs { products = 'd', layer = 'relu', models = 'switch', ops = 'softmax', growth = 'ranks', decoding = 'nllb' } do
+  for group, some in pairs { products = 'd', layer = 'relu', models = 'switch', ops = 'softmax', exchange = 'all_reduce',
+    growth = 'ranks', decoding = 'nllb' } do
     it('measures our side of ' .. group, function()
       local records, printed, ok = bench('--no-peers', '--group', group, '--name', some)
       assert.is_true(ok, printed)

@@ -1,6 +1,7 @@
 -- Run by out_of_memory_spec.lua: a training step, in which each allocation fails in its turn, on one rank or another.
 -- Every time all ranks hear of it, and go on together; the step after it gives what the first one gave.
---   out_of_memory.lua LAYOUT ...   a layout: 'ep=2 zero=3 once=yes'; with dies=N, the N-th fails and nobody catches it
+--   out_of_memory.lua LAYOUT ...   a layout: 'ep=2 zero=3 once=yes'; with every=N, one of N allocations; with dies=N, the N-th
+--   fails and nobody catches it
 local C = require 'lumoe.ffi'
 local lumoe = require 'lumoe'
 local dist, moe, nn, optim = lumoe.dist, lumoe.moe, lumoe.nn, lumoe.optim
@@ -93,8 +94,9 @@ for _, layout in ipairs(arg) do
     step()
   end
   -- until there are no more; where it fails once, an operation may succeed when tried again
-  while not try(step, want, n, true) do n = n + 1 end
-  for once = 1, n, 5 do try(step, want, once, false) end
+  local every = tonumber(opts.every or 1)
+  while not try(step, want, n, true) do n = n + every end
+  for once = 1, n, 5 * every do try(step, want, once, false) end
   assert(step() == want, 'after the last failure')
   assert(memory() == before, ('%d bytes live, not %d'):format(memory(), before))
   assert(n > 300, ('%s: no more than %d allocations'):format(layout, n))

@@ -19,7 +19,8 @@ local function run(ranks, hosts, layout)
 end
 
 describe('a rank out of memory', function()
-  for _, layout in ipairs { 'tp=2', 'zero=3', 'ep=2 zero=2', 'ep=2 once=yes parts=2', 'ep=2 way=two_level parts=2', 'ep=2 shadow=1.1' } do
+  for _, layout in ipairs { 'tp=2', 'zero=3', 'ep=2 zero=2', 'ep=2 once=yes parts=2 every=7', 'ep=2 way=two_level parts=2 every=7',
+    'ep=2 shadow=1.1 every=7' } do
     it('at any moment of a step says so to all, and they go on together: ' .. layout, function()
       assert.equal('all well\n', (run(2, '1,1', layout)))
     end)
