@@ -25,6 +25,7 @@ typedef int (*lm_backward_fn)(lm_node *n);
 
 struct lm_node {
     int refs;
+    int custom;
     int64_t seq; /* rises: inputs come before what uses them */
     const char *op;
     lm_backward_fn backward; /* NULL for leaves and custom functions */
@@ -32,20 +33,19 @@ struct lm_node {
     lm_edge *edge;    /* [inputs] */
     lm_tensor **grad; /* [outputs], collected during backward */
     int8_t *dtype;    /* [outputs] */
+    lm_tensor *leaf;  /* weak; leaves only */
+    struct lm_region
+        *region; /* the unit being run when it was recorded; NULL: none (shard.h) */
+    int64_t walk;
+    void *extra; /* anything else; freed with free_extra */
+    void (*free_extra)(void *);
+    bool done; /* backward went through it and freed what it saved */
     int slots; /* of saved, those that may be in use; version, f and i are undefined until set
                 */
     lm_tensor *saved[LM_MAX_SAVED];
     uint32_t version[LM_MAX_SAVED];
-    double f[LM_MAX_SCALARS];
     int64_t i[LM_MAX_SCALARS];
-    void *extra; /* anything else; freed with free_extra */
-    void (*free_extra)(void *);
-    lm_tensor *leaf; /* weak; leaves only */
-    struct lm_region
-        *region; /* the unit being run when it was recorded; NULL: none (shard.h) */
-    int custom;
-    bool done; /* backward went through it and freed what it saved */
-    int64_t walk;
+    double f[LM_MAX_SCALARS];
 };
 
 bool lm__grad_enabled(void);

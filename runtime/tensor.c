@@ -184,7 +184,18 @@ int lm__tensor_view(lm_tensor *x, int ndim, const int64_t *shape, const int64_t 
 }
 
 int lm__tensor_alias(lm_tensor *x, lm_tensor **out) {
-    return lm__tensor_view(x, x->ndim, x->shape, x->stride, 0, out);
+    lm_tensor *t = lm__object_new(sizeof *t);
+    if (!t) return lm_fail(LM_EOOM, "no memory for a tensor header");
+    *t = *x;
+    t->refs = 1;
+    t->requires_grad = false;
+    t->node = NULL, t->grad = NULL;
+    t->output = 0;
+    t->id = next_id++;
+    t->storage->refs++;
+    t->data = t->storage->data ? t->storage->data + t->offset : NULL;
+    *out = t;
+    return LM_OK;
 }
 
 void lm_tensor_retain(lm_tensor *t) { t->refs++; }
@@ -242,7 +253,7 @@ int lm_tensor_from(int dtype, int ndim, const int64_t *shape, const void *src,
 }
 
 int lm_tensor_arange(int dtype, double start, double step, int64_t count, lm_tensor **out) {
-    lm_tensor *t;
+    lm_tensor *t = NULL;
     int st = lm_tensor_new(dtype, 1, &count, &t);
     if (st != LM_OK) return st;
     for (int64_t i = 0; i < count && st == LM_OK; i++) {

@@ -23,21 +23,22 @@ typedef struct lm_storage {
     lm_shard *shard; /* borrowed: of the parameter that is divided between ranks, else NULL */
 } lm_storage;
 
+/* What every operation looks at comes first; of shape and stride few have all. */
 struct lm_tensor {
     int refs;
     int8_t dtype;
     int8_t ndim;
     bool requires_grad;
     int64_t numel;
+    char *data;          /* the first element; where it was when lm__usable last looked */
+    lm_storage *storage; /* NULL once disposed */
+    int64_t offset;      /* in bytes, of the first element in storage */
+    lm_node *node;       /* what computed it, or its leaf node; NULL without gradients */
+    lm_tensor *grad;     /* leaves only */
+    int output;          /* which output of node */
+    int64_t id;
     int64_t shape[LM_MAX_DIMS];
     int64_t stride[LM_MAX_DIMS]; /* in elements; 0 where expanded */
-    int64_t offset;              /* in bytes, of the first element in storage */
-    char *data;                  /* that element; where it was when lm__usable last looked */
-    lm_storage *storage;         /* NULL once disposed */
-    lm_node *node;   /* what computed it, or its leaf node; NULL without gradients */
-    int output;      /* which output of node */
-    lm_tensor *grad; /* leaves only */
-    int64_t id;
 };
 
 /* memory.c */

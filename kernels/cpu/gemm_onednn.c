@@ -16,10 +16,12 @@
  * every product by its sizes alone, which costs some speed where sizes never change.
  *
  * What oneDNN cannot take as it is (an operand without a unit stride, mixed types, bf16 on a
- * CPU without bf16 products) is brought into f32 panels first. Another library takes this
+ * CPU without bf16 products) is brought into f32 panels first. The smallest products are not
+ * worth a call of it (kernels/cpu/small_gemm.c). Another library takes this
  * file's place by defining lm_cpu_gemm, lm_cpu_gemm_act, lm_cpu_gemm_repeatable and
  * lm_cpu_has_bf16. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/small_gemm.h"
 
 #include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
@@ -457,6 +459,11 @@ static int bias_panel(const void **bias, int *dtype, int64_t n, int input, doubl
 int lm_cpu_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha,
                 const lm_matrix *a, const lm_matrix *b, double beta, const lm_matrix *c,
                 const void *bias, int bias_dtype) {
+    if (lm__is_float(a->dtype) && lm__is_float(b->dtype) && lm__is_float(c->dtype) &&
+        lm__gemm_is_small(batch, m, n, k)) {
+        lm__gemm_small(batch, m, n, k, alpha, a, b, beta, c, bias, bias_dtype);
+        return LM_KERNEL_OK;
+    }
     return lm_cpu_gemm_act(batch, m, n, k, alpha, a, b, beta, c, bias, bias_dtype, -1);
 }
 

@@ -55,9 +55,10 @@ static int local_ids(const char *op, lm_tensor *ids, const lm_tensor *x, int64_t
     return lm__finish(st, at, out);
 }
 
-/* out [ids.., x's dims after the first]; x is rows first, first + 1, .. of `rows`. */
-static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, int64_t first, int64_t rows,
-                   lm_tensor **out) {
+/* out [ids.., x's dims after the first]; x is rows first, first + 1, .. of `rows`. at: the ids
+ * as the kernel had them. */
+static int pick_rows(const char *op, lm_tensor *x, lm_tensor *ids, int64_t first, int64_t rows,
+                     lm_tensor **at, lm_tensor **out) {
     char xs[96];
     int64_t shape[2 * LM_MAX_DIMS], width = 1, bad = 0;
     if (ids->ndim + x->ndim - 1 > LM_MAX_DIMS)
@@ -65,19 +66,27 @@ static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, int64_t first, 
                        lm__describe(x, xs), ids->ndim);
     memcpy(shape, ids->shape, sizeof ids->shape);
     for (int d = 1; d < x->ndim; d++) width *= shape[ids->ndim + d - 1] = x->shape[d];
-    lm_tensor *dense = NULL, *at = NULL, *y = NULL;
-    lm_node *n = NULL;
+    lm_tensor *dense = NULL, *y = NULL;
     int st = lm__tensor_dense(x, x->dtype, &dense);
-    if (st == LM_OK) st = local_ids(op, ids, x, first, rows, &at);
+    if (st == LM_OK) st = local_ids(op, ids, x, first, rows, at);
     if (st == LM_OK) st = lm_tensor_new(x->dtype, ids->ndim + x->ndim - 1, shape, &y);
     if (st == LM_OK)
-        st = lm__ran(op, lm__kernels(x)->gather_rows(x->dtype, at->numel, width, x->shape[0],
-                                                     y->data, dense->data, at->dtype, at->data,
-                                                     &bad));
+        st = lm__ran(op, lm__kernels(x)->gather_rows(x->dtype, (*at)->numel, width, x->shape[0],
+                                                     y->data, dense->data, (*at)->dtype,
+                                                     (*at)->data, &bad));
+    lm_tensor_release(dense);
+    return lm__finish(st, y, out);
+}
+
+static int rows_of(const char *op, lm_tensor *x, lm_tensor *ids, int64_t first, int64_t rows,
+                   lm_tensor **out) {
+    lm_tensor *at = NULL, *y = NULL;
+    lm_node *n = NULL;
+    int st = pick_rows(op, x, ids, first, rows, &at, &y);
     if (st == LM_OK && lm__is_float(x->dtype))
         st = lm__record(op, rows_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK) st = lm__save(n, 0, at);
-    lm_tensor_release(dense), lm_tensor_release(at);
+    lm_tensor_release(at);
     return lm__finish(st, y, out);
 }
 
@@ -107,6 +116,37 @@ int lm_embedding_part(lm_tensor *weight, lm_tensor *ids, int64_t first, int64_t 
     return st == LM_OK ? rows_of("embedding", weight, ids, first, rows, out) : st;
 }
 
+/* A view in which dims 0 and d changed places. */
+static int turned(lm_tensor *x, int d, lm_tensor **out) {
+    int64_t shape[LM_MAX_DIMS], stride[LM_MAX_DIMS];
+    for (int i = 0; i < x->ndim; i++) {
+        int from = i == 0 ? d : i == d ? 0 : i;
+        shape[i] = x->shape[from], stride[i] = x->stride[from];
+    }
+    return lm__tensor_view(x, x->ndim, shape, stride, 0, out);
+}
+
+static int select_backward(lm_node *n) { /* i[0]: the dim, not the first */
+    int64_t shape[LM_MAX_DIMS];
+    const lm_edge *e = &n->edge[0];
+    int d = (int)n->i[0];
+    lm_tensor *ids, *rows = NULL, *dy = NULL, *sum = NULL, *dx = NULL;
+    int st = lm__saved(n, 0, &ids);
+    if (st == LM_OK) st = turned(lm__grad(n, 0), d, &rows);
+    if (st == LM_OK) st = lm__tensor_dense(rows, rows->dtype, &dy);
+    memcpy(shape, e->shape, sizeof shape);
+    shape[0] = e->shape[d], shape[d] = e->shape[0];
+    if (st == LM_OK) st = lm_tensor_full(LM_F32, e->ndim, shape, 0, &sum);
+    if (st == LM_OK)
+        st = lm__ran(n->op,
+                     lm__kernels(dy)->scatter_add_rows(
+                         dy->dtype, ids->numel, shape[0] ? sum->numel / shape[0] : 0, shape[0],
+                         (float *)(void *)sum->data, dy->data, ids->dtype, ids->data));
+    if (st == LM_OK) st = turned(sum, d, &dx);
+    lm_tensor_release(rows), lm_tensor_release(dy), lm_tensor_release(sum);
+    return lm__give_result(st, n, 0, dx);
+}
+
 int lm_index_select(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) {
     char is[96];
     int d = 0, st = lm__usable("index_select", x);
@@ -117,12 +157,16 @@ int lm_index_select(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) 
         return lm_fail(LM_ESHAPE, "index_select: ids are %s, wants one dim",
                        lm__describe(ids, is));
     if (d == 0) return rows_of("index_select", x, ids, 0, x->shape[0], out);
-    lm_tensor *first = NULL, *rows = NULL;
-    st = lm_transpose(x, 0, d, &first);
-    if (st == LM_OK) st = rows_of("index_select", first, ids, 0, first->shape[0], &rows);
-    if (st == LM_OK) st = lm_transpose(rows, 0, d, out);
-    lm_tensor_release(first), lm_tensor_release(rows);
-    return st;
+    lm_tensor *first = NULL, *at = NULL, *rows = NULL, *y = NULL;
+    lm_node *n = NULL;
+    st = turned(x, d, &first);
+    if (st == LM_OK) st = pick_rows("index_select", first, ids, 0, first->shape[0], &at, &rows);
+    if (st == LM_OK) st = turned(rows, d, &y);
+    if (st == LM_OK && lm__is_float(x->dtype))
+        st = lm__record("index_select", select_backward, 1, &x, 1, &y, &n);
+    if (st == LM_OK && n) n->i[0] = d, st = lm__save(n, 0, at);
+    lm_tensor_release(first), lm_tensor_release(at), lm_tensor_release(rows);
+    return lm__finish(st, y, out);
 }
 
 /* ---- elements ---- */

@@ -22,7 +22,7 @@ typedef struct {
     double alpha, beta;
     int bias; /* dtype, or -1 */
     int shared_b;
-    int activation; /* 0: none */
+    int activation; /* 0: none; -1: none, and by the library however small */
 } gemm_case;
 
 static double activated(int f, double x) {
@@ -79,9 +79,11 @@ static void all_cases(void) {
                 for (int k = 0; k < 5; k++) {
                     gemm_case g = {1,         edge[m],    edge[n], edge[k], dtype & 1,
                                    dtype & 1, dtype >> 1, 0,       0,       0,
-                                   1,         0,          -1,      0};
+                                   1,         0,          -1,      0,       0};
                     run_case(&g);
-                    g.bias = dtype & 1;
+                    g.activation = -1;
+                    if (g.m * g.n * g.k <= 1024) run_case(&g);
+                    g.activation = 0, g.bias = dtype & 1;
                     g.la = 1;
                     run_case(&g);
                     g.beta = 1, g.bias = -1, g.la = 0, g.lb = 1;
@@ -93,19 +95,32 @@ static void all_cases(void) {
         for (int lb = 0; lb < 4; lb++)
             for (int lc = 0; lc < 4; lc++)
                 for (int types = 0; types < 8; types++) {
-                    gemm_case g = {2,  19, 23, 29,  types & 1, types >> 1 & 1, types >> 2,
-                                   la, lb, lc, 0.5, 1,         types & 1,      (la + lb) & 1};
+                    gemm_case g = {2,  19, 23,  29, types & 1, types >> 1 & 1, types >> 2, la,
+                                   lb, lc, 0.5, 1,  types & 1, (la + lb) & 1,  0};
                     run_case(&g);
                     g.batch = 1, g.alpha = 1, g.beta = 0;
                     run_case(&g);
+                    for (int short_sum = 0; short_sum < 2; short_sum++) { /* small_gemm.c */
+                        gemm_case small = {3,          3,
+                                           5,          short_sum ? 7 : 21,
+                                           types & 1,  types >> 1 & 1,
+                                           types >> 2, la,
+                                           lb,         lc,
+                                           0.5,        1,
+                                           types & 1,  (la + lb) & 1,
+                                           0};
+                        run_case(&small);
+                        small.batch = 1, small.alpha = 1, small.beta = 0;
+                        run_case(&small);
+                    }
                 }
     for (int dtype = 0; dtype < 2; dtype++) /* many row counts: the split products */
         for (int64_t r = 65; r < 65 + 30 * 37; r += 37) {
-            gemm_case g = {1, r, 40, 24, dtype, dtype, dtype, 0, 0, 0, 1, 0, dtype, 0};
+            gemm_case g = {1, r, 40, 24, dtype, dtype, dtype, 0, 0, 0, 1, 0, dtype, 0, 0};
             run_case(&g);
             g.la = 1, g.beta = 1, g.c = LM_F32;
             run_case(&g);
-            gemm_case dw = {1, 24, 40, r, dtype, dtype, LM_F32, 1, 0, 0, 1, 1, -1, 0};
+            gemm_case dw = {1, 24, 40, r, dtype, dtype, LM_F32, 1, 0, 0, 1, 1, -1, 0, 0};
             run_case(&dw);
             dw.lb = 1, dw.la = 0, dw.beta = 0, dw.bias = LM_F32;
             run_case(&dw);
