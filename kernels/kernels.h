@@ -83,6 +83,14 @@ typedef struct lm_draw {
     const int64_t *row_ids; /* [rows] or NULL */
 } lm_draw;
 
+/* Random bits for the elements of a part of a tensor: element e is number first + e of the
+ * part, which is the same number of the whole, or lies in it by blocks of `unit` elements. */
+typedef struct lm_dither {
+    uint64_t seed, stream;
+    int64_t first, unit;
+    const int64_t *blocks; /* numbers in the whole; NULL: the part is the whole */
+} lm_dither;
+
 typedef struct lm_kernels {
 #define KERNEL(name, where, params) int(*name) params;
 #include "kernels/kernels.def"

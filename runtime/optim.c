@@ -1,12 +1,14 @@
 /* optim.c - checks what the optimizers hand over, then one kernel. */
 #include "runtime/optim.h"
+#include "runtime/random.h"
 #include "runtime/ops/op.h"
 
 typedef struct update {
-    float *p;
+    float *p;       /* NULL: there is the bf16 parameter alone */
     uint16_t *copy; /* of the bf16 parameter, else NULL */
     const void *g;
     int g_dtype;
+    lm_dither dither;
 } update;
 
 static float *floats(lm_tensor *t) { return t ? (float *)(void *)t->data : NULL; }
@@ -20,17 +22,30 @@ static int matches(const char *op, const lm_tensor *p, const lm_tensor *state) {
     return LM_OK;
 }
 
+static int dither_of(const char *op, const lm_rounding *r, lm_dither *dither) {
+    const lm_tensor *b = r->blocks;
+    if (b && (b->dtype != LM_I64 || !lm_tensor_is_contiguous(b) || r->unit < 1))
+        return lm_fail(LM_EARG, "%s: the blocks of a part are numbers in i64", op);
+    *dither = (lm_dither){(uint64_t)(int64_t)lm_random_get_seed(), r->stream, (int64_t)r->first,
+                          (int64_t)r->unit, b ? (const int64_t *)(const void *)b->data : NULL};
+    return LM_OK;
+}
+
 /* 1: there is something to do; 0: no gradient. */
-static int prepare(const char *op, lm_tensor *p, lm_tensor *master, update *u) {
+static int prepare(const char *op, lm_tensor *p, lm_tensor *master, const lm_rounding *rounding,
+                   update *u) {
     int st = lm__floating(op, p);
     if (st == LM_OK) st = matches(op, p, master);
     if (st != LM_OK) return st;
     if (!p->grad) return 0;
     if (!lm_tensor_is_contiguous(p) || !lm_tensor_is_contiguous(p->grad))
         return lm_fail(LM_ESHAPE, "%s: the parameter or its gradient is not contiguous", op);
-    if (p->dtype == LM_BF16 && !master)
-        return lm_fail(LM_EARG, "%s: a bf16 parameter needs an f32 master", op);
-    u->p = floats(master ? master : p);
+    if (p->dtype == LM_BF16 && !master && !rounding)
+        return lm_fail(LM_EARG, "%s: a bf16 parameter needs an f32 master, or random rounding",
+                       op);
+    if (p->dtype == LM_BF16 && !master) st = dither_of(op, rounding, &u->dither);
+    else u->p = floats(master ? master : p);
+    if (st != LM_OK) return st;
     u->copy = p->dtype == LM_BF16 ? (uint16_t *)(void *)p->data : NULL;
     u->g = p->grad->data, u->g_dtype = p->grad->dtype;
     p->storage->version++;
@@ -39,36 +54,37 @@ static int prepare(const char *op, lm_tensor *p, lm_tensor *master, update *u) {
 
 int lm_optim_adamw(lm_tensor *p, lm_tensor *master, lm_tensor *m, lm_tensor *v, double lr,
                    double beta1, double beta2, double eps, double weight_decay, int64_t step,
-                   double grad_scale) {
+                   double grad_scale, const lm_rounding *rounding) {
     update u = {0};
-    int st = prepare("adamw", p, master, &u);
+    int st = prepare("adamw", p, master, rounding, &u);
     if (st <= 0) return st;
     st = matches("adamw", p, m);
     if (st == LM_OK) st = matches("adamw", p, v);
     if (st != LM_OK) return st;
-    return lm__ran("adamw", lm__kernels(p)->adamw(p->numel, u.p, u.copy, u.g, u.g_dtype,
-                                                  floats(m), floats(v), lr, beta1, beta2, eps,
-                                                  weight_decay, step, grad_scale));
+    return lm__ran("adamw", lm__kernels(p)->adamw(p->numel, u.p, u.copy, &u.dither, u.g,
+                                                  u.g_dtype, floats(m), floats(v), lr, beta1,
+                                                  beta2, eps, weight_decay, step, grad_scale));
 }
 
 int lm_optim_sgd(lm_tensor *p, lm_tensor *master, lm_tensor *momentum, double lr, double factor,
-                 double weight_decay, int nesterov, double grad_scale) {
+                 double weight_decay, int nesterov, double grad_scale,
+                 const lm_rounding *rounding) {
     update u = {0};
-    int st = prepare("sgd", p, master, &u);
+    int st = prepare("sgd", p, master, rounding, &u);
     if (st <= 0) return st;
     st = matches("sgd", p, momentum);
     if (st != LM_OK) return st;
-    return lm__ran("sgd",
-                   lm__kernels(p)->sgd(p->numel, u.p, u.copy, u.g, u.g_dtype, floats(momentum),
-                                       lr, factor, weight_decay, nesterov, grad_scale));
+    return lm__ran("sgd", lm__kernels(p)->sgd(p->numel, u.p, u.copy, &u.dither, u.g, u.g_dtype,
+                                              floats(momentum), lr, factor, weight_decay,
+                                              nesterov, grad_scale));
 }
 
 int lm_optim_adafactor(lm_tensor *p, lm_tensor *master, lm_tensor *row, lm_tensor *col,
                        double lr, double beta2, double eps, double clip, double weight_decay,
-                       double grad_scale) {
+                       double grad_scale, const lm_rounding *rounding) {
     char ps[96];
     update u = {0};
-    int st = prepare("adafactor", p, master, &u);
+    int st = prepare("adafactor", p, master, rounding, &u);
     if (st <= 0) return st;
     int64_t cols = col ? p->shape[p->ndim - 1] : 0;
     int64_t rows = col ? p->shape[p->ndim - 2] : p->numel, matrix = col ? rows * cols : rows;
@@ -83,8 +99,9 @@ int lm_optim_adafactor(lm_tensor *p, lm_tensor *master, lm_tensor *row, lm_tenso
         uint16_t *copy = u.copy ? u.copy + i * matrix : NULL;
         st = k->adafactor_stats(rows, cols, r, c, g, u.g_dtype, beta2, eps, grad_scale);
         if (st == LM_OK)
-            st = k->adafactor_update(rows, cols, u.p + i * matrix, copy, g, u.g_dtype, r, c, lr,
-                                     clip, weight_decay, grad_scale);
+            st = k->adafactor_update(rows, cols, u.p ? u.p + i * matrix : NULL, copy, &u.dither,
+                                     g, u.g_dtype, r, c, lr, clip, weight_decay, grad_scale);
+        u.dither.first += matrix;
     }
     return lm__ran("adafactor", st < LM_OK ? st : LM_OK);
 }

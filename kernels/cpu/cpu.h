@@ -88,6 +88,10 @@ static inline void lm__close(int dtype, void *y, int64_t at, int64_t n, const fl
     if (dtype == LM_BF16) lm__to_bf16((uint16_t *)y + at, buf, n);
 }
 
+/* Words i to i + n - 1 of a random sequence, n <= LM_CHUNK; buf has room for LM_CHUNK + 8. */
+const uint32_t *lm__random_words(uint32_t *buf, uint64_t seed, uint64_t stream, uint64_t i,
+                                 int64_t n);
+
 /* one id of an i32 or i64 array */
 static inline int64_t lm__id(int dtype, const void *ids, int64_t i) {
     return dtype == LM_I32 ? ((const int32_t *)ids)[i] : ((const int64_t *)ids)[i];

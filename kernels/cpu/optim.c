@@ -1,8 +1,69 @@
-/* optim.c - optimizer steps, each one pass over its arrays. Parameters are f32 masters; `copy`
- * receives them in bf16 in the same pass. */
+/* optim.c - optimizer steps, each one pass over its arrays.
+ *
+ * The arithmetic is on f32 parameters; `copy` receives them in bf16 in the same pass. Without
+ * f32 ones (p NULL) `copy` is all there is, and is rounded up or down at random: to a step much
+ * smaller than the distance of two bf16 numbers, rounding to the nearest would never move. */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
+#include <string.h>
+
+/* --- parameters */
+
+typedef struct {
+    float *p;
+    uint16_t *copy;
+    const lm_dither *dither;
+} target;
+
+/* Up with the probability that what is cut off has of the last place; a NaN stays one. */
+LM_CLONES static void round_randomly(uint16_t *restrict to, const float *restrict x,
+                                     const uint16_t *restrict bits, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t b;
+        memcpy(&b, &x[i], sizeof b);
+        uint32_t nan = (b & 0x7fffffffu) > 0x7f800000u;
+        to[i] = (uint16_t)((nan ? b | 0x400000u : b + bits[i]) >> 16);
+    }
+}
+
+/* Element `at` of the array is number `e` of the part, and another of the whole tensor; each
+ * number has 16 bits of the sequence. */
+static void close_randomly(const target *t, int64_t at, int64_t n, const float *x) {
+    const lm_dither *d = t->dither;
+    while (n > 0) {
+        uint32_t buf[LM_CHUNK + 8];
+        uint16_t bits[LM_CHUNK + 2];
+        int64_t e = d->first + at, len = n;
+        if (d->blocks) {
+            len = lm__min(n, d->unit - e % d->unit);
+            e = d->blocks[e / d->unit] * d->unit + e % d->unit;
+        }
+        int64_t skip = e % 2, count = (skip + len + 1) / 2;
+        memcpy(bits, lm__random_words(buf, d->seed, d->stream, (uint64_t)(e / 2), count),
+               (size_t)count * sizeof *buf);
+        round_randomly(t->copy + at, x, bits + skip, len);
+        at += len, x += len, n -= len;
+    }
+}
+
+/* Elements `at` to at + n - 1 as floats, to change; and the end of changing them. */
+static float *open_at(const target *t, int64_t at, int64_t n, float *buf) {
+    if (t->p) return t->p + at;
+    lm__from_bf16(buf, t->copy + at, n);
+    return buf;
+}
+static void close_at(const target *t, int64_t at, int64_t n, const float *x) {
+    if (!t->p) close_randomly(t, at, n, x);
+    else if (t->copy) lm__to_bf16(t->copy + at, x, n);
+}
+
+static int can_do(const target *t, int g_dtype) {
+    return lm__is_float(g_dtype) && (t->p || (t->copy && t->dither));
+}
+
+/* --- AdamW */
 
 typedef struct {
     float beta1, beta2, rate, root_bias2, eps, keep, grad_scale;
@@ -21,10 +82,11 @@ LM_CLONES static void adamw_chunk(float *p, const float *g, float *m, float *v,
     }
 }
 
-int lm_cpu_adamw(int64_t n, float *p, uint16_t *copy, const void *g, int g_dtype, float *m,
-                 float *v, double lr, double beta1, double beta2, double eps,
-                 double weight_decay, int64_t step, double grad_scale) {
-    if (!lm__is_float(g_dtype)) return LM_KERNEL_EDTYPE;
+int lm_cpu_adamw(int64_t n, float *p, uint16_t *copy, const lm_dither *dither, const void *g,
+                 int g_dtype, float *m, float *v, double lr, double beta1, double beta2,
+                 double eps, double weight_decay, int64_t step, double grad_scale) {
+    const target t = {p, copy, dither};
+    if (!can_do(&t, g_dtype)) return LM_KERNEL_EDTYPE;
     double bias1 = 1 - pow(beta1, (double)step), bias2 = 1 - pow(beta2, (double)step);
     adamw_step s = {(float)beta1,        (float)beta2,
                     (float)(lr / bias1), (float)(1 / sqrt(bias2)),
@@ -32,15 +94,16 @@ int lm_cpu_adamw(int64_t n, float *p, uint16_t *copy, const void *g, int g_dtype
                     (float)grad_scale};
 #pragma omp parallel for schedule(static) num_threads(lm__threads(4 * n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float buf[LM_CHUNK];
+        float buf[LM_CHUNK], pbuf[LM_CHUNK];
         int64_t len = lm__min(LM_CHUNK, n - at);
-        adamw_chunk(p + at, lm__load(g_dtype, g, at, len, buf), m + at, v + at, &s, len);
-        if (copy) lm__to_bf16(copy + at, p + at, len);
+        float *x = open_at(&t, at, len, pbuf);
+        adamw_chunk(x, lm__load(g_dtype, g, at, len, buf), m + at, v + at, &s, len);
+        close_at(&t, at, len, x);
     }
     return LM_KERNEL_OK;
 }
 
-/* b is the momentum, or NULL */
+/* --- SGD: b is the momentum, or NULL */
 LM_CLONES static void sgd_chunk(float *p, const float *g, float *b, float lr, float factor,
                                 float decay, int nesterov, float scale, int64_t n) {
     if (!b) {
@@ -57,22 +120,34 @@ LM_CLONES static void sgd_chunk(float *p, const float *g, float *b, float lr, fl
     }
 }
 
-int lm_cpu_sgd(int64_t n, float *p, uint16_t *copy, const void *g, int g_dtype, float *momentum,
-               double lr, double factor, double weight_decay, int nesterov, double grad_scale) {
-    if (!lm__is_float(g_dtype)) return LM_KERNEL_EDTYPE;
+int lm_cpu_sgd(int64_t n, float *p, uint16_t *copy, const lm_dither *dither, const void *g,
+               int g_dtype, float *momentum, double lr, double factor, double weight_decay,
+               int nesterov, double grad_scale) {
+    const target t = {p, copy, dither};
+    if (!can_do(&t, g_dtype)) return LM_KERNEL_EDTYPE;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(2 * n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float buf[LM_CHUNK];
+        float buf[LM_CHUNK], pbuf[LM_CHUNK];
         int64_t len = lm__min(LM_CHUNK, n - at);
-        sgd_chunk(p + at, lm__load(g_dtype, g, at, len, buf), momentum ? momentum + at : NULL,
+        float *x = open_at(&t, at, len, pbuf);
+        sgd_chunk(x, lm__load(g_dtype, g, at, len, buf), momentum ? momentum + at : NULL,
                   (float)lr, (float)factor, (float)weight_decay, nesterov, (float)grad_scale,
                   len);
-        if (copy) lm__to_bf16(copy + at, p + at, len);
+        close_at(&t, at, len, x);
     }
     return LM_KERNEL_OK;
 }
 
-/* --- Adafactor (Shazeer & Stern 2018): the second moment of a matrix as row times column */
+/* --- Adafactor (Shazeer & Stern 2018): the second moment of a matrix as row times column
+ *
+ * Rows go by blocks whose number depends on the matrix alone, and what blocks gather is added
+ * in their order: any number of threads gives the same bits. */
+
+enum { BLOCKS = 64, LEAST_ROWS = 16 };
+
+static int64_t rows_of_block(int64_t rows) {
+    return lm__max(LEAST_ROWS, lm__ceil_div(rows, BLOCKS));
+}
 
 LM_CLONES static float square_both(float *col, const float *g, float scale, float eps,
                                    int64_t n) {
@@ -86,66 +161,120 @@ LM_CLONES static float square_both(float *col, const float *g, float scale, floa
     return sum;
 }
 
-/* Columns gather over rows in order, so one thread does a matrix; cols == 0: no factors. */
+LM_CLONES static void mix_squares(float *v, const float *g, float scale, float eps, float beta,
+                                  int64_t n) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        float q = g[j] * scale * g[j] * scale + eps;
+        v[j] = beta * v[j] + (1.0f - beta) * q;
+    }
+}
+
+/* col = beta col + by (sum over blocks of part) */
+LM_CLONES static void mix_sums(float *restrict col, const float *part, int64_t blocks,
+                               int64_t stride, float beta, float by, int64_t n) {
+    for (int64_t j = 0; j < n; j++) col[j] *= beta;
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t j = 0; j < n; j++) col[j] += by * part[b * stride + j];
+}
+
 int lm_cpu_adafactor_stats(int64_t rows, int64_t cols, float *row, float *col, const void *g,
                            int g_dtype, double beta2, double eps, double grad_scale) {
     if (!lm__is_float(g_dtype)) return LM_KERNEL_EDTYPE;
-    float b = (float)beta2, scale = (float)grad_scale;
+    float beta = (float)beta2, scale = (float)grad_scale, least = (float)eps;
     if (cols == 0) {
+#pragma omp parallel for schedule(static) num_threads(lm__threads(rows))
         for (int64_t at = 0; at < rows; at += LM_CHUNK) {
             float buf[LM_CHUNK];
             int64_t len = lm__min(LM_CHUNK, rows - at);
-            const float *d = lm__load(g_dtype, g, at, len, buf);
-            for (int64_t i = 0; i < len; i++) {
-                float q = d[i] * scale * d[i] * scale + (float)eps;
-                row[at + i] = b * row[at + i] + (1.0f - b) * q;
-            }
+            mix_squares(row + at, lm__load(g_dtype, g, at, len, buf), scale, least, beta, len);
         }
         return LM_KERNEL_OK;
     }
-    float *buf = lm__scratch(LM_SCRATCH_ROW, (size_t)(2 * cols) * sizeof(float));
-    if (!buf) return LM_KERNEL_EOOM;
-    float *sums = buf + cols;
-    for (int64_t j = 0; j < cols; j++) sums[j] = 0;
-    for (int64_t i = 0; i < rows; i++) {
-        const float *d = lm__load(g_dtype, g, i * cols, cols, buf);
-        float q = square_both(sums, d, scale, (float)eps, cols);
-        row[i] = b * row[i] + (1.0f - b) * q / (float)cols;
+    int64_t height = rows_of_block(rows), blocks = lm__ceil_div(rows, height);
+    float *part = lm__scratch(LM_SCRATCH_PARTIAL, (size_t)(blocks * cols) * sizeof(float));
+    if (!part) return LM_KERNEL_EOOM;
+#pragma omp parallel for schedule(static) num_threads(lm__threads(rows *cols))
+    for (int64_t b = 0; b < blocks; b++) {
+        float buf[LM_CHUNK], *sums = part + b * cols;
+        for (int64_t j = 0; j < cols; j++) sums[j] = 0;
+        for (int64_t i = b * height; i < lm__min(rows, (b + 1) * height); i++) {
+            double q = 0;
+            for (int64_t j = 0; j < cols; j += LM_CHUNK) {
+                int64_t len = lm__min(LM_CHUNK, cols - j);
+                const float *d = lm__load(g_dtype, g, i * cols + j, len, buf);
+                q += (double)square_both(sums + j, d, scale, least, len);
+            }
+            row[i] = beta * row[i] + (1.0f - beta) * (float)(q / (double)cols);
+        }
     }
-    for (int64_t j = 0; j < cols; j++)
-        col[j] = b * col[j] + (1.0f - b) * sums[j] / (float)lm__max(1, rows);
+    float by = (1.0f - beta) / (float)lm__max(1, rows);
+#pragma omp parallel for schedule(static) num_threads(lm__threads(blocks *cols))
+    for (int64_t j = 0; j < cols; j += LM_CHUNK)
+        mix_sums(col + j, part + j, blocks, cols, beta, by, lm__min(LM_CHUNK, cols - j));
     return LM_KERNEL_OK;
 }
 
-int lm_cpu_adafactor_update(int64_t rows, int64_t cols, float *p, uint16_t *copy, const void *g,
-                            int g_dtype, const float *row, const float *col, double lr,
-                            double clip, double weight_decay, double grad_scale) {
-    if (!lm__is_float(g_dtype)) return LM_KERNEL_EDTYPE;
-    int64_t width = cols == 0 ? 1 : cols;
-    double row_mean = 0, squares = 0;
-    for (int64_t i = 0; i < rows && cols > 0; i++) row_mean += (double)row[i];
-    row_mean /= (double)lm__max(1, rows);
+/* sum of (by g root)^2, the update being by g root */
+LM_CLONES static float update_squares(const float *g, const float *root, float by, int64_t n) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) {
+        float u = by * g[j] * root[j];
+        sum += u * u;
+    }
+    return sum;
+}
+
+LM_CLONES static void update_row(float *p, const float *g, const float *root, float by,
+                                 float keep, int64_t n) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) p[j] = p[j] * keep - by * g[j] * root[j];
+}
+
+static double inverse_root(double v) { return v > 0 ? 1 / sqrt(v) : 0; }
+
+/* The update of a matrix is g times 1 / sqrt of a number of its row times that of a number of
+ * its column. What has no factors is one row of all, whose own number is 1. */
+int lm_cpu_adafactor_update(int64_t rows, int64_t cols, float *p, uint16_t *copy,
+                            const lm_dither *dither, const void *g, int g_dtype,
+                            const float *row, const float *col, double lr, double clip,
+                            double weight_decay, double grad_scale) {
+    const target t = {p, copy, dither};
+    if (!can_do(&t, g_dtype)) return LM_KERNEL_EDTYPE;
+    if (cols == 0) col = row, row = NULL, cols = rows, rows = 1;
+    double mean = 0, squares[BLOCKS] = {0}, all = 0;
+    for (int64_t i = 0; i < rows && row; i++) mean += (double)row[i];
+    mean /= (double)lm__max(1, rows);
+    float *root = lm__scratch(LM_SCRATCH_ROW, (size_t)cols * sizeof(float));
+    if (!root) return LM_KERNEL_EOOM;
+    for (int64_t j = 0; j < cols; j++) root[j] = (float)inverse_root((double)col[j]);
+
     /* first how large the update would be, then the update */
+    int64_t height = rows_of_block(rows), blocks = lm__ceil_div(rows, height);
+    float keep = (float)(1 - lr * weight_decay);
     for (int pass = 0; pass < 2; pass++) {
-        double rms = sqrt(squares / (double)lm__max(1, rows * width));
-        double by = lr / (rms > clip ? rms / clip : 1);
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < width; j++) {
-                int64_t at = i * width + j;
-                double d =
-                    (g_dtype == LM_F32 ? (double)((const float *)g)[at]
-                                       : (double)lm_bf16_to_f32(((const uint16_t *)g)[at])) *
-                    grad_scale;
-                double v =
-                    cols == 0 ? (double)row[i] : (double)row[i] * (double)col[j] / row_mean;
-                double u = v > 0 ? d / sqrt(v) : 0;
-                if (pass == 0) {
-                    squares += u * u;
-                    continue;
+        double rms = sqrt(all / (double)lm__max(1, rows * cols));
+        double rate = pass == 0 ? 1 : lr / (rms > clip ? rms / clip : 1);
+#pragma omp parallel for schedule(static) num_threads(lm__threads(rows *cols))
+        for (int64_t b = 0; b < blocks; b++)
+            for (int64_t i = b * height; i < lm__min(rows, (b + 1) * height); i++) {
+                double own = row ? sqrt(mean) * inverse_root((double)row[i]) : 1;
+                float by = (float)(rate * own * grad_scale);
+                for (int64_t j = 0; j < cols; j += LM_CHUNK) {
+                    float buf[LM_CHUNK], pbuf[LM_CHUNK];
+                    int64_t at = i * cols + j, len = lm__min(LM_CHUNK, cols - j);
+                    const float *d = lm__load(g_dtype, g, at, len, buf);
+                    if (pass == 0) {
+                        squares[b] += (double)update_squares(d, root + j, by, len);
+                        continue;
+                    }
+                    float *x = open_at(&t, at, len, pbuf);
+                    update_row(x, d, root + j, by, keep, len);
+                    close_at(&t, at, len, x);
                 }
-                p[at] = (float)((double)p[at] * (1 - lr * weight_decay) - by * u);
-                if (copy) copy[at] = lm_f32_to_bf16(p[at]);
             }
+        for (int64_t b = 0; b < blocks && pass == 0; b++) all += squares[b];
     }
     return LM_KERNEL_OK;
 }

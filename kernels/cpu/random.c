@@ -27,11 +27,15 @@ LM_CLONES static void philox_blocks(uint32_t *out, uint64_t seed, uint64_t strea
     }
 }
 
-/* Words i to i + n - 1 of the sequence, n <= LM_CHUNK; buf has room for LM_CHUNK + 8. */
-static const uint32_t *words(uint32_t *buf, const lm_draw *d, uint64_t i, int64_t n) {
+const uint32_t *lm__random_words(uint32_t *buf, uint64_t seed, uint64_t stream, uint64_t i,
+                                 int64_t n) {
     uint64_t skip = i % 4;
-    philox_blocks(buf, d->seed, d->stream, i / 4, lm__ceil_div(n + (int64_t)skip, 4));
+    philox_blocks(buf, seed, stream, i / 4, lm__ceil_div(n + (int64_t)skip, 4));
     return buf + skip;
+}
+
+static const uint32_t *words(uint32_t *buf, const lm_draw *d, uint64_t i, int64_t n) {
+    return lm__random_words(buf, d->seed, d->stream, i, n);
 }
 
 LM_CLONES static void uniform_row(float *y, const uint32_t *w, float lo, float width,

@@ -9,7 +9,8 @@ static void adamw_case(int g_dtype, int64_t n) {
     for (int64_t i = 0; i < n; i++) rp[i] = (double)p[i];
     for (int step = 1; step <= 4; step++) {
         void *g = random_array(g_dtype, n);
-        ok(lm_cpu_adamw(n, p, copy, g, g_dtype, m, v, 0.01, 0.9, 0.98, 1e-8, 0.1, step, 0.5));
+        ok(lm_cpu_adamw(n, p, copy, NULL, g, g_dtype, m, v, 0.01, 0.9, 0.98, 1e-8, 0.1, step,
+                        0.5));
         for (int64_t i = 0; i < n; i++) {
             double d = get(g_dtype, g, i) * 0.5;
             rm[i] = 0.9 * rm[i] + 0.1 * d, rv[i] = 0.98 * rv[i] + 0.02 * d * d;
@@ -31,8 +32,8 @@ static void sgd_case(int g_dtype, int64_t n, int momentum, int nesterov) {
     for (int64_t i = 0; i < n; i++) rp[i] = (double)p[i];
     for (int step = 0; step < 3; step++) {
         void *g = random_array(g_dtype, n);
-        ok(lm_cpu_sgd(n, p, NULL, g, g_dtype, momentum ? b : NULL, 0.1, 0.9, 0.01, nesterov,
-                      1));
+        ok(lm_cpu_sgd(n, p, NULL, NULL, g, g_dtype, momentum ? b : NULL, 0.1, 0.9, 0.01,
+                      nesterov, 1));
         for (int64_t i = 0; i < n; i++) {
             double d = get(g_dtype, g, i) + 0.01 * rp[i];
             rb[i] = 0.9 * rb[i] + d;
@@ -55,8 +56,8 @@ static void adafactor_case(int g_dtype, int64_t rows, int64_t cols) {
     for (int step = 0; step < 3; step++) {
         void *g = random_array(g_dtype, rows * width);
         ok(lm_cpu_adafactor_stats(rows, cols, row, col, g, g_dtype, 0.8, 1e-10, 1));
-        ok(lm_cpu_adafactor_update(rows, cols, p, NULL, g, g_dtype, row, col, 0.05, 1, 0.01,
-                                   1));
+        ok(lm_cpu_adafactor_update(rows, cols, p, NULL, NULL, g, g_dtype, row, col, 0.05, 1,
+                                   0.01, 1));
         for (int64_t i = 0; i < rows; i++) rr[i] *= 0.8;
         for (int64_t j = 0; j < width; j++) rc[j] *= 0.8;
         for (int64_t i = 0; i < rows * width; i++) {
@@ -79,6 +80,92 @@ static void adafactor_case(int g_dtype, int64_t rows, int64_t cols) {
     free(p), free(row), free(col), free(rr), free(rc), free(u), free(rp);
 }
 
+/* Without masters: the same step on what bf16 holds, rounded to one of its two neighbours. */
+static void dither_case(int64_t n, const lm_dither *d, uint16_t *out) {
+    uint16_t *p = array(LM_BF16, n), *before = array(LM_BF16, n);
+    float *x = array(LM_F32, n), *m = array(LM_F32, n), *v = array(LM_F32, n),
+          *g = array(LM_F32, n);
+    for (int64_t i = 0; i < n; i++) {
+        before[i] = p[i] = lm_f32_to_bf16(1 + (float)(i % 7));
+        x[i] = lm_bf16_to_f32(p[i]), g[i] = (float)(i % 5) - 2;
+    }
+    ok(lm_cpu_adamw(n, NULL, p, d, g, LM_F32, m, v, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
+    memset(m, 0, (size_t)n * 4), memset(v, 0, (size_t)n * 4);
+    ok(lm_cpu_adamw(n, x, NULL, NULL, g, LM_F32, m, v, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
+    double off = 0, spread = 0; /* of the rounded sum, and what its variance may be */
+    for (int64_t i = 0; i < n; i++) {
+        double got = (double)lm_bf16_to_f32(p[i]), want = (double)x[i];
+        double gap = (double)lm_bf16_to_f32((uint16_t)(before[i] + 1)) -
+                     (double)lm_bf16_to_f32(before[i]);
+        off += got - want, spread += gap * gap / 4;
+        near(got, want, gap * (1 - 1e-9));
+        if (i % 5 == 2) near(got, want, 0); /* no gradient: nothing moves */
+    }
+    near(off, 0, 6 * sqrt(spread));
+    memcpy(out, p, (size_t)n * sizeof *p);
+    free(p), free(before), free(x), free(m), free(v), free(g);
+}
+
+/* The bits of an element depend on its number in the whole alone. */
+static void dither_cases(void) {
+    enum { N = 50000, UNIT = 6, CUT = 1237 };
+    static uint16_t whole[N], again[N], part[N];
+    lm_dither d = {7, 99, 0, 0, NULL}, other = {7, 100, 0, 0, NULL};
+    threads(1);
+    dither_case(N, &d, whole);
+    threads(2);
+    dither_case(N, &d, again);
+    near(memcmp(whole, again, sizeof whole), 0, 0);
+    dither_case(N, &other, again);
+    near(memcmp(whole, again, sizeof whole) == 0, 0, 0);
+
+    uint16_t *p = array(LM_BF16, N); /* one value everywhere: only the bits tell */
+    float *g = array(LM_F32, N), *none = NULL;
+    int64_t blocks[N / UNIT / 2];
+    for (int64_t i = 0; i < N; i++) p[i] = lm_f32_to_bf16(1), g[i] = 1;
+    ok(lm_cpu_sgd(N, NULL, p, &d, g, LM_F32, none, 1e-3, 0, 0, 0, 1));
+    memcpy(whole, p, sizeof whole);
+    d.first = CUT;
+    for (int64_t i = 0; i < N; i++) p[i] = lm_f32_to_bf16(1);
+    ok(lm_cpu_sgd(N - CUT, NULL, p, &d, g, LM_F32, none, 1e-3, 0, 0, 0, 1));
+    near(memcmp(whole + CUT, p, (N - CUT) * sizeof *p), 0, 0);
+    for (int64_t i = 0; i < N / UNIT / 2; i++) blocks[i] = 2 * i + 1; /* every second block */
+    for (int64_t i = 0; i < N; i++) part[i] = p[i] = lm_f32_to_bf16(1);
+    d = (lm_dither){7, 99, 3, UNIT, blocks};
+    ok(lm_cpu_sgd(N / UNIT / 2 * UNIT - 3, NULL, p, &d, g, LM_F32, none, 1e-3, 0, 0, 0, 1));
+    for (int64_t i = 3; i < N / UNIT / 2 * UNIT; i++)
+        part[i - 3] = whole[i / UNIT * 2 * UNIT + UNIT + i % UNIT];
+    near(memcmp(part, p, (size_t)(N / UNIT / 2 * UNIT - 3) * sizeof *p), 0, 0);
+
+    uint16_t odd[4] = {0x7f80, 0xff80, 0x7fc1,
+                       0x0000}; /* inf, -inf, NaN, 0 stay what they are */
+    float m[4] = {0}, v[4] = {0};
+    memset(g, 0, 4 * sizeof *g);
+    d = (lm_dither){7, 99, 0, 0, NULL};
+    ok(lm_cpu_adamw(4, NULL, odd, &d, g, LM_F32, m, v, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
+    near(odd[0], 0x7f80, 0), near(odd[1], 0xff80, 0), near(odd[3], 0, 0);
+    near((odd[2] & 0x7fff) > 0x7f80, 1, 0);
+    free(p), free(g);
+}
+
+/* Adafactor gives the same bits with one thread and two. */
+static void adafactor_threads(int64_t rows, int64_t cols) {
+    int64_t n = rows * (cols ? cols : 1);
+    float *g = random_array(LM_F32, n), *p[2], *row[2], *col[2];
+    for (int t = 0; t < 2; t++) {
+        p[t] = array(LM_F32, n), row[t] = array(LM_F32, rows), col[t] = array(LM_F32, cols);
+        threads(1 + t);
+        ok(lm_cpu_adafactor_stats(rows, cols, row[t], col[t], g, LM_F32, 0.8, 1e-10, 1));
+        ok(lm_cpu_adafactor_update(rows, cols, p[t], NULL, NULL, g, LM_F32, row[t], col[t],
+                                   0.05, 0.3, 0.01, 1));
+    }
+    near(memcmp(p[0], p[1], (size_t)n * 4), 0, 0);
+    near(memcmp(row[0], row[1], (size_t)rows * 4), 0, 0);
+    if (cols) near(memcmp(col[0], col[1], (size_t)cols * 4), 0, 0);
+    for (int t = 0; t < 2; t++) free(p[t]), free(row[t]), free(col[t]);
+    free(g);
+}
+
 TEST(test_optim) {
     for (int dtype = LM_F32; dtype <= LM_BF16; dtype++) {
         for (int s = 0; s < NSIZES; s++) {
@@ -90,4 +177,6 @@ TEST(test_optim) {
         }
         adamw_case(dtype, 40001);
     }
+    adafactor_threads(300, 217), adafactor_threads(3, 40000), adafactor_threads(50001, 0);
+    dither_cases();
 }

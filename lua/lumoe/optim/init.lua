@@ -4,6 +4,10 @@
 --     loss:backward()
 --     opt:step { lr = schedule(step), grad_scale = optim.clip_scale(dist.grad_norm(model), 1.0) }
 --     opt:zero_grad()
+--
+-- A bf16 parameter has an f32 master beside it, which takes the update and of which it is the rounding. With the option
+-- `masters = false` it has none, which saves 4 bytes an element: it takes the update itself and is rounded up or down at
+-- random, so that small steps count in the mean.
 local C = require 'lumoe.ffi'
 local tablex = require 'pl.tablex'
 local handle = require 'lumoe.handle'
@@ -18,28 +22,29 @@ local pointer = handle.pointer
 function optim.clip_scale(norm, max) return norm > max and max / norm or 1 end
 
 --- AdamW (Loshchilov & Hutter 2019). Options: lr = 1e-3, betas = {0.9, 0.999}, eps = 1e-8,
--- weight_decay = 0.01 (on matrices alone; vectors are not decayed).
+-- weight_decay = 0.01 (on matrices alone; vectors are not decayed), masters = true.
 function optim.AdamW(params, opts)
-  opts = tensor.options(opts, { lr = true, betas = true, eps = true, weight_decay = true }, 'optim.AdamW')
+  opts = tensor.options(opts, { lr = true, betas = true, eps = true, weight_decay = true, masters = true }, 'optim.AdamW')
   local betas = opts.betas or { 0.9, 0.999 }
   local eps, decay = opts.eps or 1e-8, opts.weight_decay or 0.01
-  return optimizer.new('AdamW', params, { lr = opts.lr or 1e-3 },
+  return optimizer.new('AdamW', params, { lr = opts.lr or 1e-3, masters = opts.masters },
     function(p) return { m = p:shape_table(), v = p:shape_table() } end,
-    function(self, part, state, master, lr, scale, p)
+    function(self, part, state, master, lr, scale, p, rounding)
       return C.lm_optim_adamw(part, master, pointer(state.m), pointer(state.v), lr, betas[1], betas[2], eps,
-        p.tensor:dim() > 1 and decay or 0, self.steps, scale)
+        p.tensor:dim() > 1 and decay or 0, self.steps, scale, rounding)
     end)
 end
 
---- Stochastic gradient descent. Options: lr = 1e-2, momentum = 0, nesterov = false, weight_decay = 0.
+--- Stochastic gradient descent. Options: lr = 1e-2, momentum = 0, nesterov = false, weight_decay = 0,
+-- masters = true.
 function optim.SGD(params, opts)
-  opts = tensor.options(opts, { lr = true, momentum = true, nesterov = true, weight_decay = true }, 'optim.SGD')
+  opts = tensor.options(opts, { lr = true, momentum = true, nesterov = true, weight_decay = true, masters = true }, 'optim.SGD')
   local momentum, nesterov = opts.momentum or 0, opts.nesterov and 1 or 0
-  return optimizer.new('SGD', params, { lr = opts.lr or 1e-2 },
+  return optimizer.new('SGD', params, { lr = opts.lr or 1e-2, masters = opts.masters },
     function(p) return momentum > 0 and { momentum = p:shape_table() } or {} end,
-    function(_, p, state, master, lr, scale)
-      return C.lm_optim_sgd(p, master, state.momentum and pointer(state.momentum), lr, momentum,
-        opts.weight_decay or 0, nesterov, scale)
+    function(_, part, state, master, lr, scale, _, rounding)
+      return C.lm_optim_sgd(part, master, state.momentum and pointer(state.momentum), lr, momentum,
+        opts.weight_decay or 0, nesterov, scale, rounding)
     end)
 end
 
@@ -58,21 +63,22 @@ end
 
 --- Adafactor (Shazeer & Stern 2018): the second moment of a matrix from its rows' and columns' means.
 -- Options: lr = 1e-2, beta2_power = 0.8 (beta2 = 1 - step^-power, eq. in 7.2), eps = 1e-30, clip = 1,
--- weight_decay = 0. Not for parameters of which a rank holds a part of a matrix.
+-- weight_decay = 0, masters = true. Not for parameters of which a rank holds a part of a matrix.
 function optim.Adafactor(params, opts)
-  opts = tensor.options(opts, { lr = true, beta2_power = true, eps = true, clip = true, weight_decay = true },
-    'optim.Adafactor')
+  opts = tensor.options(opts, { lr = true, beta2_power = true, eps = true, clip = true, weight_decay = true,
+    masters = true }, 'optim.Adafactor')
   check_matrices(params)
-  return optimizer.new('Adafactor', params, { lr = opts.lr or 1e-2 },
+  return optimizer.new('Adafactor', params, { lr = opts.lr or 1e-2, masters = opts.masters },
     function(p)
       local shape = p:shape_table()
       if #shape < 2 then return { row = shape } end
       local lead = { unpack(shape, 1, #shape - 2) } -- a stack of matrices: experts
       return { row = { unpack(shape, 1, #shape - 1) }, col = tablex.insertvalues(lead, { shape[#shape] }) }
     end,
-    function(self, p, state, master, lr, scale)
-      return C.lm_optim_adafactor(p, master, pointer(state.row), state.col and pointer(state.col), lr,
-        1 - self.steps ^ -(opts.beta2_power or 0.8), opts.eps or 1e-30, opts.clip or 1, opts.weight_decay or 0, scale)
+    function(self, part, state, master, lr, scale, _, rounding)
+      return C.lm_optim_adafactor(part, master, pointer(state.row), state.col and pointer(state.col), lr,
+        1 - self.steps ^ -(opts.beta2_power or 0.8), opts.eps or 1e-30, opts.clip or 1, opts.weight_decay or 0, scale,
+        rounding)
     end, 'means of rows and columns need whole matrices')
 end
 

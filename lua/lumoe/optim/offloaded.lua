@@ -1,5 +1,6 @@
 --- The part of an optimizer whose state lies in a tier: which slots of which parameters, and one step of them.
--- Parameters of one precision share a stream (optim/stream.lua): bf16 ones have a master there, f32 ones none.
+-- Parameters of one precision share a stream (optim/stream.lua): bf16 ones have a master there (unless the optimizer
+-- makes none), f32 ones none.
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local handle = require 'lumoe.handle'
@@ -17,7 +18,7 @@ Offloaded.__index = Offloaded
 local function slot_names(item)
   local names = {}
   for name in pairs(item.slots) do names[#names + 1] = name end
-  if item.part.dtype == 'bf16' then names[#names + 1] = 'master' end
+  if item.master then names[#names + 1] = 'master' end
   return names
 end
 
@@ -57,8 +58,8 @@ local function enter(self, item)
   self.entries[p.name] = entry
 end
 
---- items: { param = entry of named_parameters(), part = what of it this rank updates, slots = name -> shape }: state
--- that is one number for each element. It starts as zeros, masters as the parameters are.
+--- items: { param = entry of named_parameters(), part = what of it this rank updates, slots = name -> shape, master =
+-- whether it has one }: state that is one number for each element. It starts as zeros, masters as the parameters are.
 function Offloaded.new(optimizer, items)
   local self = setmetatable({ optimizer = optimizer, streams = {}, entries = {}, open_tier = Tier.opener() }, Offloaded)
   for _, item in ipairs(items) do enter(self, item) end
@@ -87,7 +88,8 @@ function Offloaded:step(lr, scale)
       local part = state.parameter or piece_of(entry, first, count)
       part.grad = state.gradient or entry.part.grad:reshape(-1):narrow(0, first, count)
       local master = state.master and handle.pointer(state.master)
-      status.check(self.optimizer:update(handle.pointer(part), state, master, lr, scale, entry.param))
+      status.check(self.optimizer:update(handle.pointer(part), state, master, lr, scale, entry.param,
+        self.optimizer:rounding(entry.param, first)))
     end)
   end
 end

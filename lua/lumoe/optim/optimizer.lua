@@ -2,6 +2,7 @@
 --
 -- Of a parameter that is divided between ranks (dist/shard.lua) an optimizer has only this rank's chunk,
 -- a flat tensor; so have its state and its master.
+local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local handle = require 'lumoe.handle'
@@ -47,13 +48,16 @@ local function part_of(kind, p, whole)
   return autograd.keep(chunk or p.tensor)
 end
 
+-- Whether a part has a master beside it.
+local function has_master(self, part) return part.dtype == 'bf16' and self.opts.masters ~= false end
+
 -- State that is in memory, for one part.
-local function in_memory(part, slots)
+local function in_memory(self, part, slots)
   local state = {}
   for name, shape in pairs(slots) do
     state[name] = booked(function() return tensor.zeros(shape) end)
   end
-  if part.dtype == 'bf16' then
+  if has_master(self, part) then
     state.master = booked(function()
       return autograd.no_grad(function() return part:detach():float() end)
     end)
@@ -62,22 +66,22 @@ local function in_memory(part, slots)
 end
 
 --- params: what `module:named_parameters()` gives. `slots(part)` names the state of one parameter: name ->
--- shape; `update(self, part, state, master, lr, grad_scale, p)` is the step, part being a parameter's tensor or a
--- flat part of it; whole: why the optimizer cannot do with parts, if so. State of a mesh with offload lies in a tier
+-- shape; `update(self, part, state, master, lr, grad_scale, p, rounding)` is the step, part being a parameter's tensor or
+-- a flat part of it; whole: why the optimizer cannot do with parts, if so. State of a mesh with offload lies in a tier
 -- (optim/offloaded.lua).
 function optimizer.new(kind, params, opts, slots, update, whole)
   if type(params) ~= 'table' or type(params[1]) ~= 'table' or not params[1].tensor then
     status.argument('optim.%s: wants the list that module:named_parameters() gives', kind)
   end
   local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {},
-    parts = {}, offloaded = {} }, Optimizer)
+    parts = {}, offloaded = {}, roundings = {} }, Optimizer)
   local away = {}
   for _, p in ipairs(params) do
     local part = part_of(kind, p, whole)
     local shapes = slots(part)
     self.parts[p.name] = part
-    if placement.mesh(p).offload then away[#away + 1] = { param = p, part = part, slots = shapes }
-    else self.state[p.name] = in_memory(part, shapes) end
+    if placement.mesh(p).offload then away[#away + 1] = { param = p, part = part, slots = shapes, master = has_master(self, part) }
+    else self.state[p.name] = in_memory(self, part, shapes) end
   end
   self.offloaded = offloaded.new(self, away)
   return self
@@ -87,6 +91,25 @@ end
 local function publish(self)
   for _, p in ipairs(self.params) do status.check(C.lm_shard_updated(handle.pointer(p.tensor))) end
   status.check(C.lm_shard_settle())
+end
+
+--- How elements of a bf16 parameter without a master are rounded in this step, from element `first` on of the part that
+-- this rank updates; nil when it has one. Keyed by the parameter's name, the step and the element's place in the whole.
+function Optimizer:rounding(p, first)
+  if self.opts.masters ~= false or self.parts[p.name].dtype ~= 'bf16' then return nil end
+  local r = self.roundings[p.name]
+  if not r then
+    r = { struct = ffi.new 'lm_rounding', site = 'optimizer ' .. p.name }
+    local unit, blocks = placement.blocks(p.spec)
+    if unit then
+      r.blocks = autograd.keep(blocks) -- the struct does not hold it
+      r.struct.unit, r.struct.blocks = unit, handle.pointer(blocks)
+    end
+    self.roundings[p.name] = r
+  end
+  r.struct.stream = C.lm_random_stream(r.site, self.steps, 1)
+  r.struct.first = C.lm_shard_first(handle.pointer(p.tensor)) + first
+  return r.struct
 end
 
 --- One step from the gradients. Options: lr (else the constructor's), grad_scale = 1.
@@ -100,7 +123,8 @@ function Optimizer:step(opts)
       status.argument("optimizer: '%s' was divided, or put together, after the optimizer was made", p.name)
     end
     if state then
-      status.check(self:update(handle.pointer(part), state, state.master and handle.pointer(state.master), lr, scale, p))
+      status.check(self:update(handle.pointer(part), state, state.master and handle.pointer(state.master), lr, scale, p,
+        self:rounding(p, 0)))
     end
   end
   self.offloaded:step(lr, scale)

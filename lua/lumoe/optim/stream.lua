@@ -129,7 +129,7 @@ local function move_rows(self, how, bucket, windows)
   return number
 end
 
--- The same of what has places of its own. A bf16 parameter is written from its master, so it is not read.
+-- The same of what has places of its own. A parameter that has a master is written from it, so it is not read.
 local function move_parts(self, how, bucket, windows, name)
   local number
   for _, part in ipairs(bucket.parts) do
@@ -145,7 +145,7 @@ end
 local function read(self, bucket, windows)
   local number = move_rows(self, 'read', bucket, windows)
   number = move_parts(self, 'read', bucket, windows, 'gradient') or number
-  if windows.parameter and windows.parameter.dtype == 'f32' then
+  if windows.parameter and not self.base.master then
     number = move_parts(self, 'read', bucket, windows, 'parameter') or number
   end
   return number or 0

@@ -156,6 +156,30 @@ describe('optim', function()
     assert.near(before[2][3] - 8 * 2 ^ -12, after[2][3], 1e-6)
   end)
 
+  it('without masters bf16 takes them in the mean, alike for a seed', function()
+    local SIDE, RATE, TIMES = 96, 2 ^ -12, 8
+    local Square = nn.class 'Square'
+    function Square:init() nn.parameter(self, 'matrix', { SIDE, SIDE }, { init = 'ones' }) end
+    local function train(kind, seed, masters)
+      lumoe.manual_seed(seed)
+      local m = Square():to 'bf16'
+      local opt = optim[kind](m:named_parameters(), { lr = RATE, masters = masters })
+      m.matrix.grad = lumoe.ones(SIDE, SIDE)
+      for _ = 1, TIMES do opt:step() end
+      return m.matrix:detach():float(), opt
+    end
+    for _, kind in ipairs { 'AdamW', 'SGD', 'Adafactor' } do -- each moves by its rate when all gradients are 1
+      local got, opt = train(kind, 3, false)
+      assert.is_true(opt.state.matrix.master == nil)
+      local spread = 2 ^ -8 / 2 * math.sqrt(TIMES) / SIDE -- of the mean; a step rounds by 2^-8 at most
+      local decay = kind == 'AdamW' and 0.01 * RATE * TIMES or 0
+      assert.near(1 - RATE * TIMES - decay, got:mean():item(), 6 * spread)
+      assert.same(got:totable(), train(kind, 3, false):totable())
+      assert.is_not.same(got:totable(), train(kind, 4, false):totable())
+      assert.is_not.near(1, got:mean():item(), RATE) -- to the nearest, nothing would have moved
+    end
+  end)
+
   it('clips by the global norm through grad_scale', function()
     local scaled, plain = Two(), Two()
     plain:load_state(scaled:state())
