@@ -5,6 +5,7 @@
 -- A time is that of the slowest rank, from a barrier on; the answer has medians, in ms.
 local ffi = require 'ffi'
 local json = require 'cjson'
+local lumoe = require 'lumoe'
 local C = require 'lumoe.ffi'
 local check = require('lumoe.status').check
 local clock = require('lumoe.log.terminal').clock
@@ -66,7 +67,9 @@ local seconds, results = tonumber(arg[1]), {}
 for i = 2, #arg do
   local name, dtype, bytes = arg[i]:match '(%S+) (%S+) (%d+)'
   bytes = tonumber(bytes)
-  local from, to = ffi.new('char[?]', bytes), ffi.new('char[?]', bytes * ranks)
-  results[i - 1] = measure(seconds, collectives[name](bytes, DTYPE[dtype], from, to))
+  local from, to = lumoe.zeros({ bytes }, { dtype = 'u8' }), lumoe.zeros({ bytes * ranks }, { dtype = 'u8' })
+  results[i - 1] = measure(seconds, collectives[name](bytes, DTYPE[dtype], from:data_ptr(), to:data_ptr()))
+  from:dispose()
+  to:dispose()
 end
 if rank == 0 then print(json.encode(results)) end
