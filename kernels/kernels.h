@@ -70,6 +70,8 @@ typedef struct lm_attention {
     int64_t dim;                  /* of one head */
     double scale;                 /* of the scores, 1 / sqrt(dim) as a rule */
     const uint8_t *key_mask;      /* [batch, tk], 1 = a key that may be seen; or NULL */
+    const float *cos, *sin;       /* [tq and tk at least, dim / 2]: rotary positions, by which
+                                     q and k turn as they are read; or NULL */
     lm_heads q, k, v, o;          /* strides of the values */
     lm_heads dq, dk, dv, d_o;     /* strides of the gradients, for backward alone */
 } lm_attention;

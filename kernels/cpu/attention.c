@@ -6,15 +6,15 @@
  *   dv += p^T do,  dk += scale ds^T q,  dq += scale ds k
  *
  * A thread owns a head (in backward: a head of k and v, with all the query heads that share
- * it), so every sum has one order. All arithmetic is f32 on padded tiles; bf16 is converted as
- * it is read and written. A query that may see no key gets 0, and lse = -inf. */
-#include "kernels/cpu/cpu.h"
+ * it), so every sum has one order. All arithmetic is f32 on padded tiles; bf16 is converted,
+ * and rotary positions are applied, as rows are read and written. A query that may see no key
+ * gets 0, and lse = -inf. */
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/vecmath.h"
 
 #include <string.h>
 
-enum { QUERIES = 32, KEYS = 64 };
+enum { QUERIES = 32, KEYS = 64, LANES = 16 };
 
 /* Keys that query i may see, of those before `keys`. */
 static int64_t visible(const lm_attention *p, int64_t i, int64_t keys) {
@@ -30,17 +30,50 @@ static int64_t last_key(const lm_attention *p, int64_t b) {
     return n;
 }
 
-/* rows x [rows, dim] of one head, from time t on, as a padded tile, times `by` */
+LM_CLONES static void read_f32(float *tile, int64_t ld, const float *x, int64_t step,
+                               int64_t rows, int64_t dim, float by) {
+    for (int64_t r = 0; r < rows; r++, tile += ld, x += step) {
+#pragma omp simd
+        for (int64_t j = 0; j < dim; j++) tile[j] = x[j] * by;
+        for (int64_t j = dim; j < ld; j++) tile[j] = 0;
+    }
+}
+
+LM_CLONES static void read_bf16(float *tile, int64_t ld, const uint16_t *x, int64_t step,
+                                int64_t rows, int64_t dim, float by) {
+    for (int64_t r = 0; r < rows; r++, tile += ld, x += step) {
+#pragma omp simd
+        for (int64_t j = 0; j < dim; j++) tile[j] = lm_bf16_to_f32(x[j]) * by;
+        for (int64_t j = dim; j < ld; j++) tile[j] = 0;
+    }
+}
+
+LM_CLONES static void turn_rows(float *tile, int64_t ld, const float *c, const float *s,
+                                float sign, int64_t rows, int64_t half) {
+    for (int64_t r = 0; r < rows; r++, tile += ld, c += half, s += half) {
+        float *front = tile, *back = tile + half;
+#pragma omp simd
+        for (int64_t i = 0; i < half; i++) {
+            float a = front[i], b = back[i], w = sign * s[i];
+            front[i] = a * c[i] - b * w;
+            back[i] = b * c[i] + a * w;
+        }
+    }
+}
+
+/* The pairs of each row turn by its position, which counts from `first`; sign -1: back. */
+static void turn(const lm_attention *p, float *tile, int64_t ld, int64_t first, int64_t rows,
+                 float sign) {
+    if (!p->cos) return;
+    int64_t half = p->dim / 2;
+    turn_rows(tile, ld, p->cos + first * half, p->sin + first * half, sign, rows, half);
+}
+
+/* rows x [rows, dim] of one head as a padded tile, times `by` */
 static void read_tile(const lm_attention *p, float *tile, int64_t ld, int64_t padded,
                       const void *x, int64_t at, int64_t step, int64_t rows, float by) {
-    for (int64_t r = 0; r < rows; r++) {
-        float *to = tile + r * ld;
-        if (p->dtype == LM_F32)
-            memcpy(to, (const float *)x + at + r * step, (size_t)p->dim * sizeof *to);
-        else lm__from_bf16(to, (const uint16_t *)x + at + r * step, p->dim);
-        for (int64_t j = 0; j < p->dim && by != 1.0f; j++) to[j] *= by;
-        for (int64_t j = p->dim; j < ld; j++) to[j] = 0;
-    }
+    if (p->dtype == LM_F32) read_f32(tile, ld, (const float *)x + at, step, rows, p->dim, by);
+    else read_bf16(tile, ld, (const uint16_t *)x + at, step, rows, p->dim, by);
     if (padded > rows)
         memset(tile + rows * ld, 0, (size_t)((padded - rows) * ld) * sizeof *tile);
 }
@@ -57,27 +90,33 @@ static void key_bias(const lm_attention *p, float *bias, int64_t b, int64_t keys
         bias[j] = j < keys && (!p->key_mask || p->key_mask[b * p->tk + j]) ? 0.0f : -INFINITY;
 }
 
-/* One row of scores, of which the first `seen` count: s becomes exp(s - max), the row's maximum
- * and sum move on, and what was summed before must be multiplied by the result. */
-LM_CLONES static float softmax_step(float *s, const float *bias, int64_t seen, int64_t n,
+/* One row of scores, n of them, a multiple of LANES, of which the first `seen` count: s becomes
+ * exp(s - max), the row's maximum and sum move on, and what was summed before must be
+ * multiplied by the result. */
+LM_CLONES static float softmax_step(float *s, const float *bias, int32_t seen, int32_t n,
                                     float *max, float *sum) {
-    float m = *max, total = 0;
-#pragma omp simd reduction(max : m)
-    for (int64_t j = 0; j < seen; j++) {
-        s[j] += bias[j];
-        m = s[j] > m ? s[j] : m;
-    }
+    float most[LANES], total[LANES], m = *max, added = 0;
+    for (int l = 0; l < LANES; l++) most[l] = m, total[l] = 0;
+    for (int32_t j = 0; j < n; j += LANES)
+#pragma omp simd
+        for (int32_t l = 0; l < LANES; l++) {
+            float v = j + l < seen ? s[j + l] + bias[j + l] : -INFINITY;
+            s[j + l] = v;
+            most[l] = v > most[l] ? v : most[l];
+        }
+    for (int l = 0; l < LANES; l++) m = most[l] > m ? most[l] : m;
     float shift = m == -INFINITY ? 0.0f : m; /* nothing seen yet: every exp is 0 */
-#pragma omp simd reduction(+ : total)
-    for (int64_t j = 0; j < seen; j++) {
-        float e = lm__exp(s[j] - shift);
-        e = s[j] == -INFINITY ? 0.0f : e;
-        s[j] = e;
-        total += e;
-    }
-    for (int64_t j = seen; j < n; j++) s[j] = 0;
-    float scale = *max == -INFINITY ? 0.0f : expf(*max - shift);
-    *sum = *sum * scale + total;
+    for (int32_t j = 0; j < n; j += LANES)
+#pragma omp simd
+        for (int32_t l = 0; l < LANES; l++) {
+            float e = lm__exp(s[j + l] - shift);
+            e = s[j + l] == -INFINITY ? 0.0f : e;
+            s[j + l] = e;
+            total[l] += e;
+        }
+    for (int l = 0; l < LANES; l++) added += total[l];
+    float scale = *max == -INFINITY ? 0.0f : *max == m ? 1.0f : expf(*max - shift);
+    *sum = *sum * scale + added;
     *max = m;
     return scale;
 }
@@ -101,6 +140,7 @@ static void read_keys(const lm_attention *p, context *c, int64_t b, int64_t h, c
     int64_t kb = b * p->k.batch + h * p->k.head, vb = b * p->v.batch + h * p->v.head;
     read_tile(p, c->k, c->ld, c->padded, k, kb, p->k.time, c->keys, 1);
     read_tile(p, c->v, c->ld, c->padded, v, vb, p->v.time, c->keys, 1);
+    turn(p, c->k, c->ld, 0, c->keys, 1);
     key_bias(p, c->bias, b, c->keys, c->padded);
     for (int64_t j = 0; j < c->padded; j += KEYS) {
         int64_t n = lm__min(KEYS, c->padded - j);
@@ -117,6 +157,7 @@ static void forward_queries(const lm_attention *p, const context *c, float *work
     float max[QUERIES], sum[QUERIES];
     read_tile(p, qt, ld, m, q, b * p->q.batch + h * p->q.head + i0 * p->q.time, p->q.time, rows,
               (float)p->scale);
+    turn(p, qt, ld, i0, rows, 1);
     memset(acc, 0, (size_t)(m * ld) * sizeof *acc);
     for (int64_t r = 0; r < rows; r++) max[r] = -INFINITY, sum[r] = 0;
 
@@ -126,8 +167,8 @@ static void forward_queries(const lm_attention *p, const context *c, float *work
         lm__tile_product(s, KEYS, (lm_tile){qt, ld, 1}, c->kt + j * ld, KEYS, m, n, p->dim, 0);
         for (int64_t r = 0; r < rows; r++) {
             int64_t seen = lm__min(n, visible(p, i0 + r, c->keys) - j);
-            float by =
-                softmax_step(s + r * KEYS, c->bias + j, lm__max(0, seen), n, &max[r], &sum[r]);
+            float by = softmax_step(s + r * KEYS, c->bias + j, (int32_t)lm__max(0, seen),
+                                    (int32_t)n, &max[r], &sum[r]);
             if (j > 0 && by != 1.0f) scale_row(acc + r * ld, by, ld);
         }
         lm__tile_product(acc, ld, (lm_tile){s, KEYS, 1}, c->v + j * ld, ld, m, ld, n, 1);
@@ -193,15 +234,15 @@ int lm_cpu_attention_fwd(const lm_attention *p, void *o, float *lse, const void 
 
 /* s and dp [.., KEYS] become p and ds for the first `seen` columns, 0 beyond */
 LM_CLONES static void backward_row(float *s, float *dp, const float *bias, float lse,
-                                   float delta, int64_t seen, int64_t n) {
+                                   float delta, int32_t seen, int32_t n) {
+    for (int32_t j = 0; j < n; j += LANES)
 #pragma omp simd
-    for (int64_t j = 0; j < seen; j++) {
-        float e = lm__exp(s[j] + bias[j] - lse);
-        e = bias[j] == 0.0f ? e : 0.0f;
-        s[j] = e;
-        dp[j] = e * (dp[j] - delta);
-    }
-    for (int64_t j = seen; j < n; j++) s[j] = dp[j] = 0;
+        for (int32_t l = 0; l < LANES; l++) {
+            float e = lm__exp(s[j + l] - lse);
+            int sees = (j + l < seen) & (bias[j + l] == 0.0f);
+            s[j + l] = sees ? e : 0.0f;
+            dp[j + l] = sees ? e * (dp[j + l] - delta) : 0.0f;
+        }
 }
 
 LM_CLONES static float dot_row(const float *x, const float *y, int64_t n) {
@@ -225,6 +266,7 @@ static void backward_queries(const lm_attention *p, const context *c, const grad
     float *s = dq + QUERIES * ld, *ds = s + QUERIES * KEYS, lse[QUERIES], delta[QUERIES];
     read_tile(p, q, ld, m, g->q, b * p->q.batch + h * p->q.head + i0 * p->q.time, p->q.time,
               rows, (float)p->scale);
+    turn(p, q, ld, i0, rows, 1);
     read_tile(p, d_o, ld, m, g->d_o, b * p->d_o.batch + h * p->d_o.head + i0 * p->d_o.time,
               p->d_o.time, rows, 1);
     read_tile(p, o, ld, m, g->o, b * p->o.batch + h * p->o.head + i0 * p->o.time, p->o.time,
@@ -245,12 +287,13 @@ static void backward_queries(const lm_attention *p, const context *c, const grad
             int64_t seen = r < rows ? lm__min(n, visible(p, i0 + r, c->keys) - j) : 0;
             if (r < rows && lse[r] == -INFINITY) seen = 0;
             backward_row(s + r * KEYS, ds + r * KEYS, c->bias + j, r < rows ? lse[r] : 0,
-                         r < rows ? delta[r] : 0, lm__max(0, seen), n);
+                         r < rows ? delta[r] : 0, (int32_t)lm__max(0, seen), (int32_t)n);
         }
         lm__tile_product(g->dv + j * ld, ld, (lm_tile){s, 1, KEYS}, d_o, ld, n, ld, rows, 1);
         lm__tile_product(g->dk + j * ld, ld, (lm_tile){ds, 1, KEYS}, q, ld, n, ld, rows, 1);
         lm__tile_product(dq, ld, (lm_tile){ds, KEYS, 1}, c->k + j * ld, ld, m, ld, n, 1);
     }
+    turn(p, dq, ld, i0, rows, -1);
     for (int64_t r = 0; r < rows; r++) {
         scale_row(dq + r * ld, (float)p->scale, ld);
         write_row(p, g->dq, b * p->dq.batch + h * p->dq.head + (i0 + r) * p->dq.time,
@@ -284,6 +327,7 @@ int lm_cpu_attention_bwd(const lm_attention *p, void *dq, void *dk, void *dv, co
             for (int64_t h = kh * group; h < (kh + 1) * group; h++)
                 for (int64_t i = 0; i < p->tq; i += QUERIES)
                     backward_queries(p, &c, &g, work, b, h, i);
+            turn(p, g.dk, ld, 0, c.keys, -1);
             for (int64_t j = 0; j < p->tk; j++) { /* beyond the last key: zeros */
                 write_row(p, dk, b * p->dk.batch + kh * p->dk.head + j * p->dk.time,
                           g.dk + j * ld);

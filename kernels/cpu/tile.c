@@ -34,13 +34,64 @@ LM_INLINE void block(float *c, int64_t ldc, lm_tile a, const float *b, int64_t l
 #undef STORE
 }
 
-LM_CLONES void lm__tile_product(float *c, int64_t ldc, lm_tile a, const float *b, int64_t ldb,
-                                int64_t m, int64_t n, int64_t k, int accumulate) {
+LM_CLONES static void product_of_blocks(float *c, int64_t ldc, lm_tile a, const float *b,
+                                        int64_t ldb, int64_t m, int64_t n, int64_t k,
+                                        int accumulate) {
     for (int64_t i = 0; i < m; i += LM_TILE_ROWS)
         for (int64_t j = 0; j < n; j += LM_TILE_COLS) {
             lm_tile rows = {a.data + i * a.row, a.row, a.col};
             block(c + i * ldc + j, ldc, rows, b + j, ldb, k, accumulate);
         }
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+/* With 32 registers, three columns of blocks share what is read of a. */
+__attribute__((target("arch=x86-64-v4"))) static void
+product_of_threes(float *c, int64_t ldc, lm_tile a, const float *b, int64_t ldb, int64_t m,
+                  int64_t k, int accumulate) {
+    for (int64_t i = 0; i < m; i += LM_TILE_ROWS) {
+        vec16 sum[LM_TILE_ROWS][3] = {{{0}}};
+        for (int64_t l = 0; l < k; l++) {
+            const float *row = b + l * ldb, *p = a.data + i * a.row + l * a.col;
+            vec16 v[3];
+#pragma GCC unroll 3
+            for (int j = 0; j < 3; j++) v[j] = *(const vec16 *)(row + 16 * j);
+#pragma GCC unroll 8
+            for (int r = 0; r < LM_TILE_ROWS; r++)
+#pragma GCC unroll 3
+                for (int j = 0; j < 3; j++) sum[r][j] += p[r * a.row] * v[j];
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < LM_TILE_ROWS; r++)
+#pragma GCC unroll 3
+            for (int j = 0; j < 3; j++) {
+                vec16 *to = (vec16 *)(c + (i + r) * ldc + 16 * j);
+                if (accumulate) sum[r][j] += *to;
+                *to = sum[r][j];
+            }
+    }
+}
+
+static int has_threes(void) {
+    static int answer = -1;
+    if (answer < 0)
+        answer = __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return answer;
+}
+#else
+static void product_of_threes(float *c, int64_t ldc, lm_tile a, const float *b, int64_t ldb,
+                              int64_t m, int64_t k, int accumulate) {
+    product_of_blocks(c, ldc, a, b, ldb, m, 3 * LM_TILE_COLS, k, accumulate);
+}
+static int has_threes(void) { return 0; }
+#endif
+
+void lm__tile_product(float *c, int64_t ldc, lm_tile a, const float *b, int64_t ldb, int64_t m,
+                      int64_t n, int64_t k, int accumulate) {
+    enum { WIDE = 3 * LM_TILE_COLS };
+    for (; has_threes() && n >= WIDE; n -= WIDE, b += WIDE, c += WIDE)
+        product_of_threes(c, ldc, a, b, ldb, m, k, accumulate);
+    if (n > 0) product_of_blocks(c, ldc, a, b, ldb, m, n, k, accumulate);
 }
 
 void lm__tile_transpose(float *dst, int64_t ldd, const float *src, int64_t lds, int64_t rows,

@@ -14,7 +14,7 @@ local softmax, log_softmax, logsumexp = Tensor.softmax, Tensor.log_softmax, Tens
 local layer_norm, rms_norm, rope = Tensor.layer_norm, Tensor.rms_norm, Tensor.rope
 local topk, sort, cross_entropy = Tensor.topk, Tensor.sort, Tensor.cross_entropy
 local linear_cross_entropy, dropout = Tensor.linear_cross_entropy, Tensor.dropout
-local attention = Tensor.scaled_dot_product_attention
+local attention, packed_attention = Tensor.scaled_dot_product_attention, Tensor.packed_attention
 
 --- Over one dim, the last by default. Computed in f32, given in x's dtype.
 function Tensor:softmax(dim) return softmax(self, dim or -1) end
@@ -101,6 +101,23 @@ function Tensor:attention(k, v, opts)
   return attention(self, k, v, opts.key_mask, opts.causal, scale)
 end
 Tensor.scaled_dot_product_attention = Tensor.attention
+
+local PACKED = { kv = true, key_mask = true, causal = true, scale = true, rope = true }
+
+--- The same over rows of products as they are: self [B, T, 3·H·dh], queries, keys and values side by side; or
+-- queries alone, [B, Tq, H·dh], with option kv [B, Tk, 2·H·dh]. Options as above, and rope: rotary positions
+-- from 0 on, true or their base (not with kv).
+---@return lumoe.Tensor  [B, Tq, H·dh]
+function Tensor:packed_attention(heads, opts)
+  opts = tensor.options(opts, PACKED, 'packed_attention')
+  local scale, rope_base = opts.scale, opts.rope == true and 10000 or opts.rope or 0
+  if not scale then
+    local p = pointer(self, 'packed_attention', 'qkv')
+    local width = C.lm_tensor_ndim(p) > 0 and C.lm_tensor_size(p, C.lm_tensor_ndim(p) - 1) or 1
+    scale = 1 / math.sqrt(math.max(1, width / (opts.kv and 1 or 3) / heads))
+  end
+  return packed_attention(self, opts.kv, heads, opts.key_mask, opts.causal, scale, rope_base)
+end
 
 local ROPE = { base = true, interleaved = true }
 

@@ -150,14 +150,34 @@ int lm_bmm(lm_tensor *a, lm_tensor *b, lm_tensor **out) {
     return matmul_nd(a, b, out);
 }
 
-/* ---- linear: y = x W' + bias, W [out, in] ---- */
+/* ---- linear: y = x W' + bias, W [out, in]; or relu of that, in the product's last step ----
+ */
 
-static int linear_backward(lm_node *n) {
-    lm_tensor *x, *w, *dy = NULL, *dx = NULL, *dw, *own = NULL, *db = NULL;
+/* The gradient of what relu saw, which y tells; in dy's place where nobody else has that. */
+static int through_relu(const char *op, lm_tensor *dy, const lm_tensor *y, lm_tensor **out) {
+    lm_tensor *dense = NULL, *g = NULL;
+    int st = LM_OK;
+    if (lm__ours_alone(dy) && dy->dtype == y->dtype)
+        lm_tensor_retain(dense = g = dy), lm_tensor_retain(g);
+    else {
+        st = lm__tensor_dense(dy, y->dtype, &dense);
+        if (st == LM_OK) st = lm__tensor_like(y, y->dtype, &g);
+    }
+    if (st == LM_OK)
+        st = lm__ran(op, lm__kernels(y)->unary_bwd(LM_RELU, y->dtype, y->numel, g->data,
+                                                   dense->data, NULL, y->data));
+    lm_tensor_release(dense);
+    return lm__finish(st, g, out);
+}
+
+static int linear_backward(lm_node *n) { /* saved: x, weight, y of relu */
+    lm_tensor *x, *w, *y, *dy = NULL, *dx = NULL, *dw, *own = NULL, *db = NULL;
     bool fresh;
     int st = lm__saved(n, 0, &x);
     if (st == LM_OK) st = lm__saved(n, 1, &w);
-    if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), x->dtype, &dy);
+    if (st == LM_OK) st = lm__saved(n, 2, &y);
+    if (st == LM_OK && y) st = through_relu(n->op, lm__grad(n, 0), y, &dy);
+    else if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), x->dtype, &dy);
     if (st != LM_OK) return st;
     int64_t in = w->shape[1], outs = w->shape[0], rows = outs ? dy->numel / outs : 0;
     lm_matrix my = {dy->data, dy->dtype, 0, outs, 1}, mx = {x->data, x->dtype, 0, in, 1};
@@ -199,19 +219,20 @@ static int linear_backward(lm_node *n) {
     return st;
 }
 
-int lm_linear(lm_tensor *x, lm_tensor *weight, lm_tensor *bias, lm_tensor **out) {
+static int linear(const char *op, int activation, lm_tensor *x, lm_tensor *weight,
+                  lm_tensor *bias, lm_tensor **out) {
     char xs[96], ws[96];
-    int st = lm__floating("linear", x);
-    if (st == LM_OK) st = lm__floating("linear", weight);
-    if (st == LM_OK && bias) st = lm__floating("linear", bias);
+    int st = lm__floating(op, x);
+    if (st == LM_OK) st = lm__floating(op, weight);
+    if (st == LM_OK && bias) st = lm__floating(op, bias);
     if (st != LM_OK) return st;
     int64_t in = x->ndim ? x->shape[x->ndim - 1] : -1;
     if (weight->ndim != 2 || weight->shape[1] != in)
         return lm_fail(LM_ESHAPE,
-                       "linear: weight is %s, but x is %s; wants [out, in] and [..., in]",
+                       "%s: weight is %s, but x is %s; wants [out, in] and [..., in]", op,
                        lm__describe(weight, ws), lm__describe(x, xs));
     if (bias && (bias->ndim != 1 || bias->shape[0] != weight->shape[0]))
-        return lm_fail(LM_ESHAPE, "linear: bias is %s, but weight is %s",
+        return lm_fail(LM_ESHAPE, "%s: bias is %s, but weight is %s", op,
                        lm__describe(bias, xs), lm__describe(weight, ws));
     int64_t shape[LM_MAX_DIMS], outs = weight->shape[0], rows = 1;
     for (int d = 0; d < x->ndim; d++) shape[d] = x->shape[d];
@@ -230,15 +251,23 @@ int lm_linear(lm_tensor *x, lm_tensor *weight, lm_tensor *bias, lm_tensor **out)
     if (st == LM_OK) {
         lm_matrix mx = {dx->data, dtype, 0, in, 1}, my = {y->data, dtype, 0, outs, 1};
         lm_matrix wt = {dw->data, dtype, 0, dw->stride[1], dw->stride[0]};
-        st = lm__ran("linear",
-                     lm__kernels(x)->gemm(1, rows, outs, in, 1, &mx, &wt, 0, &my,
-                                          db ? db->data : NULL, db ? db->dtype : LM_F32));
+        st = lm__ran(op, lm__kernels(x)->gemm_act(1, rows, outs, in, 1, &mx, &wt, 0, &my,
+                                                  db ? db->data : NULL, db ? db->dtype : LM_F32,
+                                                  activation));
     }
     if (st == LM_OK)
-        st = lm__record("linear", linear_backward, bias ? 3 : 2,
-                        (lm_tensor *[]){x, weight, bias}, 1, &y, &n);
+        st = lm__record(op, linear_backward, bias ? 3 : 2, (lm_tensor *[]){x, weight, bias}, 1,
+                        &y, &n);
     if (st == LM_OK) st = lm__save(n, 0, dx);
     if (st == LM_OK) st = lm__save(n, 1, dw);
+    if (st == LM_OK) st = lm__save(n, 2, activation == LM_RELU ? y : NULL);
     lm_tensor_release(dx), lm_tensor_release(dw), lm_tensor_release(db);
     return lm__finish(st, y, out);
+}
+
+int lm_linear(lm_tensor *x, lm_tensor *weight, lm_tensor *bias, lm_tensor **out) {
+    return linear("linear", -1, x, weight, bias, out);
+}
+int lm_linear_relu(lm_tensor *x, lm_tensor *weight, lm_tensor *bias, lm_tensor **out) {
+    return linear("linear_relu", LM_RELU, x, weight, bias, out);
 }

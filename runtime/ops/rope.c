@@ -2,7 +2,7 @@
  * turns by position * base^(-2i/dh), pairs being (i, i + dh/2), or (2i, 2i + 1) when
  * interleaved. Backward turns back. Kernels see [tokens, heads, dh], the order in which heads
  * are split off a token's row. Tables of cos and sin are kept for the next call. */
-#include "runtime/ops/op.h"
+#include "runtime/ops/rope.h"
 
 #include <stdlib.h>
 
@@ -12,8 +12,8 @@ typedef struct table {
     float *cos, *sin; /* [positions, dim / 2], one allocation */
 } table;
 
-static int table_of(const lm_tensor *x, int64_t dim, double base, int64_t positions,
-                    table **out) {
+int lm__rope_table(const lm_tensor *x, int64_t dim, double base, int64_t positions,
+                   const float **cos_table, const float **sin_table) {
     static table tables[4];
     static int oldest;
     table *t = NULL;
@@ -31,7 +31,7 @@ static int table_of(const lm_tensor *x, int64_t dim, double base, int64_t positi
         int st = lm__ran("rope", lm__kernels(x)->rope_table(t->cos, t->sin, room, dim, base));
         if (st != LM_OK) return st;
     }
-    *out = t;
+    *cos_table = t->cos, *sin_table = t->sin;
     return LM_OK;
 }
 
@@ -46,18 +46,19 @@ static int turned(lm_tensor *x, lm_tensor **out) {
 static int turn(lm_tensor *x, const lm_tensor *positions, int64_t count, double base,
                 int interleaved, int inverse, lm_tensor **out) {
     lm_tensor *by_token = NULL, *dense = NULL, *y = NULL;
-    table *t = NULL;
+    const float *cos_table = NULL, *sin_table = NULL;
     int64_t dim = lm__width(x), heads = x->ndim > 2 ? x->shape[x->ndim - 3] : 1;
     int before = lm_grad_set_enabled(0);
     int st = turned(x, &by_token);
     if (st == LM_OK) st = lm__tensor_dense(by_token, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(dense, x->dtype, &y);
-    if (st == LM_OK) st = table_of(x, dim, base, count, &t);
+    if (st == LM_OK) st = lm__rope_table(x, dim, base, count, &cos_table, &sin_table);
     if (st == LM_OK)
-        st = lm__ran("rope", lm__kernels(x)->rope(
-                                 x->dtype, positions->numel, heads, dim, y->data, dense->data,
-                                 t->cos, t->sin, (const int32_t *)(const void *)positions->data,
-                                 interleaved, inverse));
+        st =
+            lm__ran("rope", lm__kernels(x)->rope(x->dtype, positions->numel, heads, dim,
+                                                 y->data, dense->data, cos_table, sin_table,
+                                                 (const int32_t *)(const void *)positions->data,
+                                                 interleaved, inverse));
     if (st == LM_OK) st = turned(y, out);
     lm_grad_set_enabled(before);
     lm_tensor_release(by_token), lm_tensor_release(dense), lm_tensor_release(y);

@@ -104,7 +104,50 @@ static void attention_case(shape s) {
     free(mask), free(wk), free(wv), free(pr), free(dp), free(wq);
 }
 
+/* Rotary positions on the way are those of rope.c before, and turned back after. */
+static void rotary_case(int dtype, int64_t t, int64_t d) {
+    enum { B = 2, H = 3 };
+    int64_t n = B * t * H * d;
+    void *x[3], *turned[2], *d_o = random_array(dtype, n), *o[2], *g[2][3];
+    float *lse = array(LM_F32, B * H * t), *cos_table = array(LM_F32, t * d / 2);
+    float *sin_table = array(LM_F32, t * d / 2);
+    int32_t *position = array(LM_I32, B * t);
+    for (int64_t i = 0; i < B * t; i++) position[i] = (int32_t)(i % t);
+    for (int i = 0; i < 3; i++) x[i] = random_array(dtype, n);
+    for (int i = 0; i < 2; i++) turned[i] = array(dtype, n), o[i] = array(dtype, n);
+    for (int i = 0; i < 6; i++) g[i / 3][i % 3] = array(dtype, n);
+    ok(lm_cpu_rope_table(cos_table, sin_table, t, d, 100));
+    for (int i = 0; i < 2; i++)
+        ok(lm_cpu_rope(dtype, B * t, H, d, turned[i], x[i], cos_table, sin_table, position, 0,
+                       0));
+    lm_heads l = layout(t, H, d);
+    for (int on_the_way = 0; on_the_way < 2; on_the_way++) {
+        void **at = g[on_the_way], *q = on_the_way ? x[0] : turned[0];
+        void *k = on_the_way ? x[1] : turned[1], *y = o[on_the_way];
+        lm_attention p = {dtype, 1,    B, H, t, t, H, d, 0.3, NULL,
+                          NULL,  NULL, l, l, l, l, l, l, l,   l};
+        if (on_the_way) p.cos = cos_table, p.sin = sin_table;
+        ok(lm_cpu_attention_fwd(&p, y, lse, q, k, x[2]));
+        ok(lm_cpu_attention_bwd(&p, at[0], at[1], at[2], d_o, q, k, x[2], y, lse));
+    }
+    for (int i = 0; i < 2; i++)
+        ok(lm_cpu_rope(dtype, B * t, H, d, g[0][i], g[0][i], cos_table, sin_table, position, 0,
+                       1));
+    for (int64_t i = 0; i < n; i++) {
+        near(get(dtype, o[1], i), get(dtype, o[0], i), 10 * epsilon(dtype));
+        for (int j = 0; j < 3; j++)
+            near(get(dtype, g[1][j], i), get(dtype, g[0][j], i), 20 * epsilon(dtype));
+    }
+    for (int i = 0; i < 3; i++) free(x[i]), free(g[0][i]), free(g[1][i]);
+    for (int i = 0; i < 2; i++) free(turned[i]), free(o[i]);
+    free(d_o), free(lse), free(cos_table), free(sin_table), free(position);
+}
+
 TEST(test_attention) {
+    for (int dtype = LM_F32; dtype <= LM_BF16; dtype++) {
+        rotary_case(dtype, 1, 2), rotary_case(dtype, 33, 10), rotary_case(dtype, 70, 48);
+        rotary_case(dtype, 130, 16);
+    }
     const int64_t lengths[][2] = {{1, 1},   {3, 3},     {17, 17}, {33, 20}, {64, 64}, {1, 70},
                                   {5, 130}, {100, 100}, {40, 7},  {0, 5},   {5, 0}};
     for (int dtype = LM_F32; dtype <= LM_BF16; dtype++)

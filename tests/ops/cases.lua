@@ -303,6 +303,13 @@ case('linear with bias', function(x, w, b) return x:linear(w, b) end, linear,
     empty = { { { 0, 4 }, { 5, 4 }, { 5 } } }, errors = {
       { function() return x_of(2, 3):linear(x_of(4, 3), x_of(3)) end, 'linear: bias is %[3%] f32, but weight' } } })
 
+local function relu_of(x, w, b) return map(function(v) return math.max(v, 0) end, linear(x, w, b)) end
+case('linear_relu', function(x, w) return x:linear_relu(w) end, relu_of,
+  { inputs = { { { 3, 4 }, { 5, 4 } }, { { 2, 3, 4 }, { 5, 4 } } }, empty = { { { 0, 4 }, { 5, 4 } } }, loose = 8,
+    errors = { { function() return x_of(2, 3):linear_relu(x_of(4, 2)) end, 'linear_relu: weight is %[4, 2%] f32, but x is' } } })
+case('linear_relu with bias', function(x, w, b) return x:linear_relu(w, b) end, relu_of,
+  { inputs = { { { 3, 4 }, { 5, 4 }, { 5 } } }, loose = 8, empty = { { { 0, 4 }, { 5, 4 }, { 5 } } } })
+
 -- ---- shape --------------------------------------------------------------------------------
 
 case('reshape', function(x) return x:reshape(3, -1) end,
@@ -604,5 +611,41 @@ case('rope, interleaved', function(x) return x:rope(0, { interleaved = true }) e
 case('rope by positions', function(x, p) return x:rope(p) end,
   function(x, p) return rotated(x, function(t, i) return at(p, #p.shape == 1 and { t } or { i[1], t }) end) end,
   { inputs = { { { 2, 3, 4, 2 }, { { 4 }, ids = 40 } }, { { 2, 3, 4, 2 }, { { 2, 4 }, ids = 300 } } } })
+
+-- Queries, keys and values cut out of rows [B, T, parts * H * dh], as [B, H, T, dh].
+local function part_of(x, heads, parts, part)
+  local dim = x.shape[3] / parts / heads
+  return build({ x.shape[1], heads, x.shape[2], dim }, function(i)
+    return at(x, { i[1], i[3], (part * heads + i[2]) * dim + i[4] })
+  end)
+end
+local function joined(y) -- [B, H, T, dh] to [B, T, H * dh]
+  return build({ y.shape[1], y.shape[3], y.shape[2] * y.shape[4] }, function(i)
+    return at(y, { i[1], math.floor(i[3] / y.shape[4]), i[2], i[3] % y.shape[4] })
+  end)
+end
+local function packed(x, heads, causal, mask, turned)
+  local q, k, v = part_of(x, heads, 3, 0), part_of(x, heads, 3, 1), part_of(x, heads, 3, 2)
+  if turned then q, k = rotated(q, function(t) return t end), rotated(k, function(t) return t end) end
+  return joined(attention(q, k, v, nil, causal, mask))
+end
+case('packed_attention', function(x) return x:packed_attention(2) end, function(x) return packed(x, 2) end,
+  { inputs = { { { 2, 3, 24 } }, { { 1, 5, 6 } } }, loose = 8, empty = { { { 0, 3, 12 } }, { { 2, 0, 12 } } }, errors = {
+    { function() return x_of(2, 3, 8):packed_attention(2) end, 'packed_attention: qkv is %[2, 3, 8%] f32; wants .* H = 2' },
+    { function() return x_of(2, 3, 4):packed_attention(2, { kv = x_of(2, 3, 4) }) end,
+      'packed_attention: q is %[2, 3, 4%] f32 and kv %[2, 3, 4%] f32; wants' },
+    { function() return x_of(2, 3, 4):packed_attention(2, { kv = x_of(2, 3, 8), rope = true }) end,
+      'packed_attention: rotary positions are for queries and keys of the same tokens' },
+    { function() return x_of(2, 3, 12):packed_attention(2, { key_mask = x_of(2, 3) }) end,
+      'packed_attention: key_mask is %[2, 3%] f32, but keys are %[2, 3, 12%] f32; wants %[B, Tk%] u8' } } })
+case('packed_attention, causal, rotary', function(x) return x:packed_attention(1, { causal = true, rope = true }) end,
+  function(x) return packed(x, 1, true, nil, true) end, { inputs = { { { 2, 4, 18 } }, { { 1, 3, 6 } } }, loose = 8 })
+case('packed_attention, masked, rotary', function(m, x) return x:packed_attention(2, { key_mask = m, rope = true }) end,
+  function(m, x) return packed(x, 2, false, m, true) end, { inputs = { { { { 3, 4 }, mask = true }, { 3, 4, 24 } } }, loose = 8 })
+case('packed_attention, keys of a memory', function(m, q, kv) return q:packed_attention(2, { kv = kv, key_mask = m, scale = 0.7 }) end,
+  function(m, q, kv)
+    return joined(attention(part_of(q, 2, 1, 0), part_of(kv, 2, 2, 0), part_of(kv, 2, 2, 1), 0.7, false, m))
+  end, { inputs = { { { { 2, 5 }, mask = true }, { 2, 3, 8 }, { 2, 5, 16 } } }, loose = 8,
+    empty = { { { { 2, 0 }, mask = true }, { 2, 3, 8 }, { 2, 0, 16 } } } })
 
 return cases

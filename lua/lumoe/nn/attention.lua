@@ -71,6 +71,27 @@ local function shared(x, memories)
   return x:reshape(memories, rows / memories * x:size(1), x:size(2))
 end
 
+-- The next position of sequences that are being generated, or their first ones.
+local function cached(self, x, opts)
+  local cache, shape = opts.cache, x:shape_table()
+  local q, k, v
+  if self.cross then
+    if not cache.k then
+      k, v = heads_of(self, self.key_value(opts.memory), 2)
+      cache.k, cache.v = autograd.keep(k:contiguous()), autograd.keep(v:contiguous())
+    end
+    k, v = cache.k, cache.v
+    if k:size(0) ~= shape[1] then x = shared(x, k:size(0)) end
+    q = heads_of(self, self.query(x), 1)
+  else
+    q, k, v = heads_of(self, self.query_key_value(x), 3)
+    if self.rope then q, k = q:rope(cache.length), k:rope(cache.length) end
+    k, v = append(cache, k, v)
+  end
+  local y = q:attention(k, v, { key_mask = opts.key_mask, causal = opts.causal })
+  return self.output(y:transpose(1, 2):reshape(shape[1], shape[2], self.heads * self.head_dim))
+end
+
 --- Attends from x to itself, or to opts.memory, which n rows of x in turn may share: the hypotheses of one sentence.
 ---@param x lumoe.Tensor  [B, Tq, dim]; [n · B, Tq, dim] where B memories serve n rows each
 ---@param opts? table  causal; key_mask u8 [B, Tk], 1 = may be seen; memory [B, Tk, dim] (cross);
@@ -78,27 +99,19 @@ end
 ---@return lumoe.Tensor   [B, Tq, dim]
 function Attention:forward(x, opts)
   opts = opts or {}
-  local cache, shape = opts.cache, x:shape_table()
-  local q, k, v
+  if opts.cache then return cached(self, x, opts) end
+  local rows, memory, kv = x:size(0), opts.memory, nil
+  local q = x
   if self.cross then
-    if cache and cache.k then
-      k, v = cache.k, cache.v
-    else
-      k, v = heads_of(self, self.key_value(opts.memory), 2)
-      if cache then cache.k, cache.v = autograd.keep(k:contiguous()), autograd.keep(v:contiguous()) end
-    end
-    if k:size(0) ~= shape[1] then x = shared(x, k:size(0)) end
-    q = heads_of(self, self.query(x), 1)
-  else
-    q, k, v = heads_of(self, self.query_key_value(x), 3)
-    if self.rope then
-      local first = cache and cache.length or 0
-      q, k = q:rope(first), k:rope(first)
-    end
-    if cache then k, v = append(cache, k, v) end
-  end
-  local y = q:attention(k, v, { key_mask = opts.key_mask, causal = opts.causal })
-  return self.output(y:transpose(1, 2):reshape(shape[1], shape[2], self.heads * self.head_dim))
+    if memory:size(0) ~= rows then q = shared(x, memory:size(0)) end
+    q, kv = self.query(q), self.key_value(memory)
+  else q = self.query_key_value(x) end
+  local y = q:packed_attention(self.heads, { kv = kv, key_mask = opts.key_mask, causal = opts.causal, rope = self.rope or nil })
+  q:dispose() -- but for what backward reads, these are of no more use
+  if kv then kv:dispose() end
+  local z = self.output(y:size(0) == rows and y or y:reshape(rows, x:size(1), y:size(2)))
+  y:dispose()
+  return z
 end
 
 return Attention

@@ -25,10 +25,16 @@ end
 ---@param x lumoe.Tensor  [..., dim]
 ---@return lumoe.Tensor   [..., dim]
 function FeedForward:forward(x)
-  local h = self.up(x)
-  local y = h[self.activation](h)
-  h:dispose() -- but for what backward reads, it is of no more use
-  return self.down(y)
+  local h
+  if self.activation == 'relu' then h = self.up:relu(x)
+  else
+    local before = self.up(x)
+    h = before[self.activation](before)
+    before:dispose() -- but for what backward reads, it is of no more use; nor is h below
+  end
+  local y = self.down(h)
+  h:dispose()
+  return y
 end
 
 return FeedForward

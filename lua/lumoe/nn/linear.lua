@@ -68,4 +68,11 @@ function Linear:forward(x)
   return x:linear(self.weight, self.bias)
 end
 
+--- relu of it; in the product's own last step, but where ranks have partial sums.
+function Linear:relu(x)
+  if self.split == 'rows' then return self:forward(x):relu() end
+  if self.split == 'columns' then x = parallel.copy_to(x, self.cut.group) end
+  return x:linear_relu(self.weight, self.bias)
+end
+
 return Linear

@@ -27,18 +27,28 @@ local function parts(self, opts)
   return norm
 end
 
--- x + dropout(h) and its norm; h, of an attention, is of no more use.
-local function residual(self, norm, h, x, tags)
-  local sum, y = norm:residual(h, x, self.dropout, tags)
+-- Tensors that a layer made for itself are disposed of as soon as they were used: what backward reads of
+-- them stays until then, and no longer.
+
+-- An attention's part: x + dropout(attention(y)), and the norm of that. y, the norm of x, is used up.
+local function attend(self, attention, x, y, opts, norm, tags)
+  local h = attention(y, opts)
+  y:dispose()
+  local sum, normed = norm:residual(h, x, self.dropout, tags)
   h:dispose()
-  return sum, y
+  return sum, normed
 end
 
--- What follows an attention, which gave h. A dense part returns no auxiliary loss.
-local function feed_forward(self, h, x, tags)
-  local sum, y = residual(self, self.norm_feed_forward, h, x, tags)
-  local z, aux = self.feed_forward(y, tags)
-  return self.dropout:add(z, sum, tags), aux
+-- The last part; x and its norm y are used up. A dense part returns no auxiliary loss.
+local function feed_forward(self, x, y, tags)
+  local h, aux = self.feed_forward(y, tags)
+  local sum = self.dropout:add(h, x, tags)
+  x:dispose()
+  if self.feed_forward._class == FeedForward then -- others may keep what they saw
+    y:dispose()
+    h:dispose()
+  end
+  return sum, aux
 end
 
 ---@class lumoe.nn.TransformerEncoderLayer : lumoe.Module
@@ -62,8 +72,10 @@ function Encoder:forward(x, tags)
 end
 
 function Encoder:block(x, tags)
-  local y = self.self_attention(self.norm_self(x), { key_mask = tags and tags.valid })
-  return feed_forward(self, y, x, tags)
+  local y
+  x, y = attend(self, self.self_attention, x, self.norm_self(x), { key_mask = tags and tags.valid },
+    self.norm_feed_forward, tags)
+  return feed_forward(self, x, y, tags)
 end
 
 ---@class lumoe.nn.TransformerDecoderLayer : lumoe.Module
@@ -86,11 +98,13 @@ end
 
 function Decoder:block(x, tags, memory, memory_valid, cache)
   if cache and not cache.own then cache.own, cache.cross = { length = 0 }, {} end
-  local y = self.self_attention(self.norm_self(x), { causal = true, cache = cache and cache.own,
-    key_mask = not cache and tags and tags.valid or nil })
-  x, y = residual(self, self.norm_cross, y, x, tags)
-  y = self.cross_attention(y, { memory = memory, key_mask = memory_valid, cache = cache and cache.cross })
-  return feed_forward(self, y, x, tags)
+  local y, seen
+  seen, y = attend(self, self.self_attention, x, self.norm_self(x), { causal = true, cache = cache and cache.own,
+    key_mask = not cache and tags and tags.valid or nil }, self.norm_cross, tags)
+  x, y = attend(self, self.cross_attention, seen, y, { memory = memory, key_mask = memory_valid,
+    cache = cache and cache.cross }, self.norm_feed_forward, tags)
+  seen:dispose()
+  return feed_forward(self, x, y, tags)
 end
 
 return transformer
