@@ -14,11 +14,11 @@ local function reduce(u, pass, bytes)
   if tp > 1 then u:sends('tp all-reduce', 'tensor', pass, wires.all_reduce(bytes, tp)) end
 end
 
-function layers.norm(u, tokens)
+function layers.norm(u, tokens, stays)
   local dim = u.context.model.dim
   u:parameter { dim }
   u:parameter { dim }
-  u:makes(tokens * dim)
+  u[stays or 'makes'](u, tokens * dim)
   u:saves(tokens, 4) -- mean
   u:saves(tokens, 4) -- 1 / deviation
 end
@@ -35,9 +35,9 @@ local function linear(u, tokens, inputs, outputs, cut, stays)
 end
 
 -- x + dropout of what a part gave: one result, and a bit for each element that was kept.
-local function residual(u, tokens)
+local function residual(u, tokens, stays)
   local dim = u.context.model.dim
-  u:makes(tokens * dim)
+  u[stays](u, tokens * dim)
   if u.context.model.dropout > 0 then u:saves(tokens * math.ceil(dim / 8), 1) end
 end
 
@@ -45,35 +45,30 @@ end
 local function attention(u, sequences, queries, keys, memory)
   local model, tp = u.context.model, u.context.mesh.tp
   local dim, tokens = model.dim, sequences * queries
-  layers.norm(u, tokens)
+  layers.norm(u, tokens, 'saves')
   if memory then
-    linear(u, tokens, dim, dim, 'columns')
-    linear(u, sequences * keys, dim, 2 * dim, 'columns')
+    linear(u, tokens, dim, dim, 'columns', 'saves')
+    linear(u, sequences * keys, dim, 2 * dim, 'columns', 'saves')
     reduce(u, 'backward', sequences * keys * dim * u.context.bytes)
   else
-    linear(u, tokens, dim, 3 * dim, 'columns')
-    for _ = 1, 2 do -- rotary positions of queries and keys
-      u:makes(tokens * dim / tp)
-      u:saves(tokens, 4)
-    end
+    linear(u, tokens, dim, 3 * dim, 'columns', 'saves')
   end
   u:product(tokens, keys, dim / tp)
   u:product(tokens, dim / tp, keys)
-  u:makes(tokens * dim / tp)
+  u:saves(tokens * dim / tp)
   u:saves(tokens * model.heads / tp, 4)
   linear(u, tokens, dim, dim, 'rows', 'passes')
   reduce(u, 'forward', tokens * dim * u.context.bytes)
   reduce(u, 'backward', tokens * dim * u.context.bytes)
-  residual(u, tokens)
+  residual(u, tokens, 'saves')
 end
 
 local function feed_forward(u, tokens)
   local model, tp = u.context.model, u.context.mesh.tp
   local wide = model.activation == 'swiglu' and 2 or 1
-  local reads_result = model.activation == 'relu' -- and needs its argument no more (runtime/ops/unary.c)
-  linear(u, tokens, model.dim, wide * model.hidden, 'columns', reads_result and 'passes' or 'saves')
-  u:makes(tokens * model.hidden / tp)
-  linear(u, tokens, model.hidden, model.dim, 'rows')
+  linear(u, tokens, model.dim, wide * model.hidden, 'columns', 'saves')
+  if model.activation ~= 'relu' then u:saves(tokens * model.hidden / tp) end -- which is part of the product
+  linear(u, tokens, model.hidden, model.dim, 'rows', 'passes')
   reduce(u, 'forward', tokens * model.dim * u.context.bytes)
   reduce(u, 'backward', tokens * model.dim * u.context.bytes)
 end
@@ -81,11 +76,12 @@ end
 -- ---- units ---------------------------------------------------------------------------------
 
 local function last_part(u, tokens, with_experts)
-  layers.norm(u, tokens)
+  layers.norm(u, tokens, with_experts and 'makes' or 'saves')
+  u.before = u.saved -- which is there until backward comes to the parts before
   if with_experts then experts(u, tokens) else feed_forward(u, tokens) end
   u.stream = block(tokens * u.context.model.dim * u.context.bytes) -- what goes on to the next unit, and its gradient back
-  u.loose = u.loose + u.stream -- what the part gave
-  residual(u, tokens)
+  if with_experts then u.loose = u.loose + u.stream end -- what they gave
+  residual(u, tokens, 'makes')
 end
 
 function layers.encoder(u, sequences, source, with_experts)

@@ -131,7 +131,7 @@ function Walk:layer(u, of, base)
   self.saved, self.exchange = self.saved - v, self.exchange - x + u.exchange_plan
   if not self.context.recompute then self.exchange = self.exchange + u.shadows end -- Lua holds them
   local left = base - v + 3 * u.stream
-  self:done(of.expert_list, of.experts, around + of.dense.gathered, s.model_gradients, left)
+  self:done(of.expert_list, of.experts, around + of.dense.gathered, s.model_gradients, left + u.before)
   self:done(of.dense_list, of.dense, around, s.model_gradients, left)
 end
 

@@ -22,7 +22,7 @@ end
 function Unit.new(name, context)
   return setmetatable({ name = name, context = context, parameters = {}, ops = {}, traffic = {},
     kept = 0, saved = 0, exchange = 0, exchange_now = 0, exchange_plan = 0, widest = 0, stream = 0,
-    arguments = 0, loose = 0, weights = 0, rows = 0, shadows = 0 }, Unit)
+    arguments = 0, loose = 0, before = 0, weights = 0, rows = 0, shadows = 0 }, Unit)
 end
 
 --- A parameter of this whole shape. Options: expert: spread over ep in dim 1; cut: the dim that tp (etp of an
