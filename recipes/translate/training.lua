@@ -4,6 +4,7 @@ local stopping = require 'recipes.translate.stopping'
 local Translator = require 'recipes.translate.model'
 local corpus = require 'recipes.translate.corpus'
 local load = require 'recipes.translate.load'
+local resuming = require 'recipes.translate.resuming'
 local random = require 'lumoe.random'
 local path = require 'pl.path'
 local dist, optim, log, checkpoint = lumoe.dist, lumoe.optim, lumoe.log, lumoe.checkpoint
@@ -106,7 +107,7 @@ end
 
 local function save(self, step, loss)
   local state = { opts = self.opts, steps = self.steps, tokens = self.tokens, seconds = self.seconds,
-    tokenizer = self.tokenizer }
+    tokenizer = self.tokenizer, data = self.data }
   checkpoint.save(self.out, { model = self.model, optimizer = self.optimizer, step = step, extra = state, keep = 2,
     best = loss and -loss })
 end
@@ -114,6 +115,7 @@ end
 local function resume(self, data)
   local last = checkpoint.latest(self.out)
   if not last then lumoe.refuse('--resume: %s has no checkpoint', self.out) end
+  resuming.check(self.opts, data, load(last).extra, last)
   local at = load(last, { model = self.model, optimizer = self.optimizer })
   corpus.check_tokenizer(data, at.extra.tokenizer, last)
   self.steps = self.steps or at.extra.steps
@@ -133,7 +135,7 @@ end
 function training.run(opts, data, out)
   local lead = dist.rank() == 0
   local self = { opts = opts, out = out, tokens = 0, seconds = 0, steps = opts.steps,
-    tokenizer = data.tokenizer.hash }
+    tokenizer = data.tokenizer.hash, data = resuming.sizes(data) }
   lumoe.manual_seed(opts.seed)
   self.batches, self.valid = corpus.batches(data, opts), corpus.valid_batches(data, opts)
   self.model = dist.shard(training.model(opts))
