@@ -7,8 +7,9 @@ local lumoe = os.getenv 'LUMOE' or 'build/bin/lumoe'
 
 local function figures(...)
   local json = os.tmpname()
-  local pipe = assert(io.popen(('LUMOE_HOSTS=4,4 mpirun -np 8 --oversubscribe --allow-run-as-root %s recipes/exchange.lua '
-    .. '--json %s %s 2>&1; echo "exit $?"'):format(lumoe, json, table.concat({ ... }, ' '))))
+  local launcher = 'LUMOE_DEBUG=collectives LUMOE_HOSTS=4,4 mpirun -np 8 --oversubscribe --allow-run-as-root'
+  local pipe = assert(io.popen(('%s %s recipes/exchange.lua --json %s %s 2>&1; echo "exit $?"'):format(launcher, lumoe, json,
+    table.concat({ ... }, ' '))))
   local output = pipe:read '*a'
   pipe:close()
   assert.matches('exit 0\n$', output)

@@ -43,10 +43,14 @@ local function words(options)
   return table.concat(list, ' ')
 end
 
---- The command that runs one. How: ranks, flags of lumoe itself, input.
+--- The command that runs one. How: ranks, flags of lumoe itself, input, wrapper: by ./lumoe -np instead of mpirun.
 function run.command(script, arguments, how)
   how = how or {}
-  local launcher = (how.ranks or 1) > 1 and ('mpirun -np %d --oversubscribe --allow-run-as-root '):format(how.ranks) or ''
+  if how.wrapper then
+    return ('OMP_NUM_THREADS=1 LUMOE_DEBUG=collectives ./lumoe -np %d %s %s'):format(how.ranks, script, arguments)
+  end
+  local launcher = (how.ranks or 1) > 1
+    and ('LUMOE_DEBUG=collectives mpirun -np %d --oversubscribe --allow-run-as-root '):format(how.ranks) or ''
   return ('OMP_NUM_THREADS=1 %s%s %s %s %s'):format(launcher, run.lumoe, how.flags or '', script, arguments)
 end
 

@@ -59,18 +59,33 @@ end
 function acts.load() check_load(assert(checkpoint.latest(dir))) end
 
 -- The last rank cannot write: no rank may believe that it could, and the former checkpoint stays.
-function acts.fail()
+local function unwritten(spoil, sentence)
   acts.save()
   local model = make()
-  if dist.rank() == dist.world_size() - 1 then
-    require('lumoe.checkpoint.safetensors').write = function(path) error(path .. ': no disk here', 0) end
-  end
+  if dist.rank() == dist.world_size() - 1 then spoil() end
   local ok, message = pcall(checkpoint.save, dir, { model = model, step = 4 })
-  assert(not ok and message:find('no disk here', 1, true) and message:find('ranks.lua', 1, true), message)
+  assert(not ok and message:find(sentence, 1, true) and message:find('ranks.lua', 1, true), message)
   dist.barrier()
   assert(checkpoint.latest(dir):match 'checkpoint%-3$')
   assert(not require('lfs').attributes(dir .. '/checkpoint-4.part'))
   acts.load()
+end
+
+function acts.fail()
+  unwritten(function()
+    require('lumoe.checkpoint.safetensors').write = function(path) error(path .. ': no disk here', 0) end
+  end, 'no disk here')
+end
+
+-- The system itself refuses what goes past the first kilobyte of a file, as it does on a full disk.
+function acts.full()
+  unwritten(function()
+    local resource, signal = require 'posix.sys.resource', require 'posix.signal'
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    local limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit.rlim_cur = 1024
+    assert(resource.setrlimit(resource.RLIMIT_FSIZE, limit) == 0)
+  end, 'File too large')
 end
 
 -- One rank's file is damaged: all ranks hear of it, and none has changed its model.

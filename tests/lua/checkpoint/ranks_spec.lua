@@ -67,6 +67,10 @@ describe('a failure on one rank', function()
     folder.with(function(dir) mpirun(2, 'fail', dir, 2) end)
   end)
 
+  it('whose file the system cuts off is one of all too', function()
+    folder.with(function(dir) mpirun(2, 'full', dir, 2) end)
+  end)
+
   it('to read is one of all, and leaves the models as they were', function()
     folder.with(function(dir)
       mpirun(2, 'save', dir, 2)

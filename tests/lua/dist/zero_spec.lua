@@ -67,8 +67,9 @@ describe('ZeRO', function()
   end)
 
   it('takes the memory that the books say, and no more on the way', function()
-    local pipe = assert(io.popen(('mpirun -np 2 --oversubscribe --allow-run-as-root %s tests/lua/dist/zero_memory.lua 2>&1')
-      :format(os.getenv 'LUMOE' or 'build/bin/lumoe')))
+    local launcher = 'LUMOE_DEBUG=collectives mpirun -np 2 --oversubscribe --allow-run-as-root'
+    local pipe = assert(io.popen(('%s %s tests/lua/dist/zero_memory.lua 2>&1')
+      :format(launcher, os.getenv 'LUMOE' or 'build/bin/lumoe')))
     assert.equal('all well\n', pipe:read '*a')
     pipe:close()
   end)
