@@ -49,6 +49,7 @@ enum {
     LM_COS,
     LM_UNARY_OPS
 };
+enum { LM_SWIGLU = LM_UNARY_OPS }; /* where an activation is asked for: silu(gate) up */
 
 /* A matrix, or a batch of them, anywhere in memory. */
 typedef struct lm_matrix {
@@ -75,6 +76,26 @@ typedef struct lm_attention {
     lm_heads q, k, v, o;          /* strides of the values */
     lm_heads dq, dk, dv, d_o;     /* strides of the gradients, for backward alone */
 } lm_attention;
+
+/* Experts that are feed-forward networks: y = down(f(up(x))), of the rows that each gets. */
+typedef struct lm_ffn {
+    int dtype;      /* of x, y, the weights, what is saved; f32 or bf16 */
+    int activation; /* LM_RELU, LM_GELU, LM_GELU_TANH, LM_SILU or LM_SWIGLU */
+    int64_t experts, dim, hidden;
+    const int64_t *offset; /* [experts + 1]: expert e has arrivals offset[e] .. */
+    const int32_t *row;    /* [arrivals]: which row of x, and of dy; NULL: that number */
+    const void *up, *down; /* [experts, wide, dim], gate above up for LM_SWIGLU: wide is
+                              hidden or twice that; [experts, dim, hidden] */
+    const void *up_bias, *down_bias; /* [experts, wide], [experts, dim], or NULL */
+    int bias_dtype;
+} lm_ffn;
+
+typedef struct lm_ffn_gradients {           /* any may be NULL: not wanted */
+    void *dx;                               /* [arrivals, dim] */
+    float *dscale;                          /* [arrivals]: of what each y was multiplied by */
+    float *up, *down, *up_bias, *down_bias; /* as the weights */
+    int add_up, add_down, add_up_bias, add_down_bias; /* to what is there, or written */
+} lm_ffn_gradients;
 
 /* Which random numbers: element j of row r has number index(r) * n + j of the sequence
  * (seed, stream), where index(r) = row_ids ? row_ids[r] : first + r. So a token's numbers do

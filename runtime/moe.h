@@ -141,6 +141,18 @@ LM_API int lm_moe_dispatch(lm_plan *p, lm_tensor *x, lm_tensor **out);
  * in], bias [local experts, out] -> [arrivals, out]. */
 LM_API int lm_moe_linear(lm_plan *p, lm_tensor *x, lm_tensor *weight, LM_MAYBE lm_tensor *bias,
                          lm_tensor **out);
+/* Experts that are feed-forward networks, down(f(up(x))), in one: up [local experts, hidden,
+ * dim], or twice hidden for LM_FFN_SWIGLU, gate above up: silu(gate) up; down [local experts,
+ * dim, hidden]; biases [local experts, ..]. x [arrivals, dim] -> [arrivals, dim]. With weights
+ * [tokens, top_k], which wants a plan at home, x are the tokens, and so is what comes out: both
+ * dispatch and combine. recompute: what is between the products is not kept for backward. */
+enum { LM_FFN_RELU, LM_FFN_GELU, LM_FFN_GELU_TANH, LM_FFN_SILU, LM_FFN_SWIGLU };
+LM_API int lm_moe_ffn(lm_plan *p, lm_tensor *x, lm_tensor *up, LM_MAYBE lm_tensor *up_bias,
+                      lm_tensor *down, LM_MAYBE lm_tensor *down_bias,
+                      LM_MAYBE lm_tensor *weights, int activation, int recompute,
+                      lm_tensor **out);
+/* All experts are this process's own, and the plan is whole. */
+LM_API int lm_plan_at_home(const lm_plan *p);
 /* Weights of this rank's own experts [own experts, ...] -> of its local ones [local experts,
  * ...]: those of shadows come from their owners, and their gradients go there. Collective when
  * there are any. */

@@ -21,17 +21,6 @@ typedef void backward_fn(float *dx, const float *dy, const float *v, int64_t n);
         }                                                                                      \
     }
 
-LM_INLINE float gelu_tanh_inner(float x) { return 0.797884561f * (x + 0.044715f * x * x * x); }
-LM_INLINE float gelu_tanh_slope(float x) {
-    float t = lm__tanh(gelu_tanh_inner(x));
-    float du = 0.797884561f * (1.0f + 0.134145f * x * x);
-    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * du;
-}
-LM_INLINE float silu_slope(float x) {
-    float s = lm__sigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
-}
-
 UNARY(neg, -x, -1.0f)
 UNARY(exp, lm__exp(x), v)
 UNARY(log, lm__log(x), 1.0f / v)
@@ -40,8 +29,8 @@ UNARY(rsqrt, 1.0f / sqrtf(x), -0.5f * v * v * v)
 UNARY(abs, fabsf(x), (v > 0.0f ? 1.0f : v < 0.0f ? -1.0f : v))
 UNARY(relu, x<0.0f ? 0.0f : x, v> 0.0f ? 1.0f : 0.0f)
 UNARY(gelu, x *lm__normal_cdf(x), lm__normal_cdf(v) + v * lm__normal_pdf(v))
-UNARY(gelu_tanh, 0.5f * x * (1.0f + lm__tanh(gelu_tanh_inner(x))), gelu_tanh_slope(v))
-UNARY(silu, x *lm__sigmoid(x), silu_slope(v))
+UNARY(gelu_tanh, 0.5f * x * (1.0f + lm__tanh(lm__gelu_tanh_inner(x))), lm__gelu_tanh_slope(v))
+UNARY(silu, x *lm__sigmoid(x), lm__silu_slope(v))
 UNARY(tanh, lm__tanh(x), 1.0f - v * v)
 UNARY(sigmoid, lm__sigmoid(x), v *(1.0f - v))
 UNARY(square, x *x, 2.0f * v)

@@ -108,4 +108,18 @@ LM_INLINE float lm__normal_cdf(float x) {
 /* its density */
 LM_INLINE float lm__normal_pdf(float x) { return 0.398942280f * lm__exp(-0.5f * x * x); }
 
+/* gelu as PyTorch's approximate='tanh', and the derivatives of it and of silu */
+LM_INLINE float lm__gelu_tanh_inner(float x) {
+    return 0.797884561f * (x + 0.044715f * x * x * x);
+}
+LM_INLINE float lm__gelu_tanh_slope(float x) {
+    float t = lm__tanh(lm__gelu_tanh_inner(x));
+    float du = 0.797884561f * (1.0f + 0.134145f * x * x);
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * du;
+}
+LM_INLINE float lm__silu_slope(float x) {
+    float s = lm__sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+
 #endif

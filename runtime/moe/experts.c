@@ -4,8 +4,7 @@
  * an expert without rows costs nothing. Gradients of the weights are added
  * straight into a leaf's f32 gradient. Other rows may be on their way meanwhile
  * (part.c): messages are looked after before each product. */
-#include "runtime/moe/plan_impl.h"
-#include "runtime/ops/op.h"
+#include "runtime/moe/exchange_impl.h"
 
 static void drop_plan(void *p) { lm_plan_release(p); }
 
@@ -22,9 +21,8 @@ static int input_gradient(lm_node *n, const lm_plan *p, lm_tensor *dy, lm_tensor
     return lm__give_result(st, n, 0, dx);
 }
 
-/* The f32 gradient to write to: the leaf's own (*own NULL), or a new one to be given. */
-static int gradient_of(lm_node *n, int input, const lm_tensor *like, lm_tensor **grad,
-                       lm_tensor **own, bool *fresh) {
+int lm__gradient_of(lm_node *n, int input, const lm_tensor *like, lm_tensor **grad,
+                    lm_tensor **own, bool *fresh) {
     *own = NULL;
     int st = lm__leaf_grad(n, input, grad, fresh);
     if (st != LM_OK || *grad) return st;
@@ -34,7 +32,7 @@ static int gradient_of(lm_node *n, int input, const lm_tensor *like, lm_tensor *
     return st;
 }
 
-static int finish_gradient(int st, lm_node *n, int input, lm_tensor *own) {
+int lm__finish_gradient(int st, lm_node *n, int input, lm_tensor *own) {
     if (st == LM_OK) return own ? lm__give(n, input, own) : LM_OK;
     lm_tensor_release(own);
     return st;
@@ -54,21 +52,21 @@ static int linear_backward(lm_node *n) {
     if (lm__wants(n, 0)) st = input_gradient(n, p, dy, x, w);
     lm_dist_progress();
     if (st == LM_OK && lm__wants(n, 1)) {
-        st = gradient_of(n, 1, w, &grad, &own, &fresh);
+        st = lm__gradient_of(n, 1, w, &grad, &own, &fresh);
         if (st == LM_OK)
             st = lm__ran("experts: the gradient of their weights",
                          lm__kernels(x)->grouped_gemm_dw(p->local_experts, p->offsets, out, in,
                                                          grad->data, LM_F32, x->data, x->dtype,
                                                          dy->data, dy->dtype, 1, !fresh));
-        st = finish_gradient(st, n, 1, own);
+        st = lm__finish_gradient(st, n, 1, own);
     }
     if (st == LM_OK && bias && lm__wants(n, 2)) {
-        st = gradient_of(n, 2, bias, &grad, &own, &fresh);
+        st = lm__gradient_of(n, 2, bias, &grad, &own, &fresh);
         if (st == LM_OK)
             st = lm__kernels(x)->grouped_sum(p->local_experts, p->offsets, out,
                                              (float *)(void *)grad->data, dy->data, dy->dtype,
                                              !fresh);
-        st = finish_gradient(st, n, 2, own);
+        st = lm__finish_gradient(st, n, 2, own);
     }
     lm_tensor_release(dy);
     return st;

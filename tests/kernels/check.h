@@ -88,6 +88,7 @@ TEST(test_reduce);
 TEST(test_gemm);
 TEST(test_gemm_cut);
 TEST(test_grouped);
+TEST(test_ffn);
 TEST(test_softmax);
 TEST(test_norm);
 TEST(test_cross_entropy);

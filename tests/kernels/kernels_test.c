@@ -36,6 +36,7 @@ static const struct {
     {"gemm", test_gemm},
     {"gemm_cut", test_gemm_cut},
     {"grouped", test_grouped},
+    {"ffn", test_ffn},
     {"softmax", test_softmax},
     {"norm", test_norm},
     {"cross_entropy", test_cross_entropy},

@@ -1,5 +1,5 @@
 --- Experts that are feed-forward networks: down(activation(up(x))), each with its own weights.
--- The experts of a rank are one tensor, [local experts, out, in], and one grouped matrix product.
+-- The experts of a rank are one tensor, [local experts, out, in], and they are one operation (runtime/moe/ffn.c).
 -- 'swiglu' has two up-projections, gate and up, one above the other.
 local dist = require 'lumoe.dist'
 local module = require 'lumoe.nn.module'
@@ -10,7 +10,7 @@ local tensor = require 'lumoe.tensor'
 ---@class lumoe.moe.FFN : lumoe.Module
 local FFN = module.class 'FFN'
 
-local ACTIVATIONS = { relu = 'relu', gelu = 'gelu', gelu_tanh = 'gelu_tanh', silu = 'silu', swiglu = 'swiglu' }
+local ACTIVATIONS = { relu = true, gelu = true, gelu_tanh = true, silu = true, swiglu = true }
 
 --- `moe.FFN { experts = 8, hidden = 2048, activation = 'relu', bias = false }`; the layer gives the dim.
 function FFN:init(opts)
@@ -64,12 +64,17 @@ function FFN:attach(dim, mesh, local_ids)
   end
 end
 
----@param x lumoe.Tensor  [arrivals, dim], sorted by expert
+FFN.takes_tokens = true -- what moe.Layer may do with these experts alone: see forward
+
+--- With weights, where the plan is at home, x are the tokens, and what comes out is theirs.
+---@param x lumoe.Tensor         [arrivals, dim], sorted by expert; or [tokens, dim]
 ---@param plan lumoe.Plan
----@return lumoe.Tensor   [arrivals, dim]
-function FFN:forward(x, plan)
-  local h = plan:linear(x, self.up, self.up_bias)
-  return plan:linear(h[ACTIVATIONS[self.activation]](h), self.down, self.adds_bias and self.down_bias or nil)
+---@param weights lumoe.Tensor?  [tokens, top_k]
+---@param recompute boolean?     what is between the products is not kept, and computed again in backward
+---@return lumoe.Tensor          as x
+function FFN:forward(x, plan, weights, recompute)
+  return plan:ffn(x, { up = self.up, up_bias = self.up_bias, down = self.down,
+    down_bias = self.adds_bias and self.down_bias or nil, activation = self.activation, recompute = recompute }, weights)
 end
 
 return FFN

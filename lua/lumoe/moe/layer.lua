@@ -234,6 +234,18 @@ local function route(self, x, tags, own, own_valid)
   return decided.plan, choice
 end
 
+-- The tokens through the experts and back, weighed. moe.FFN forgets and computes again by itself, and where
+-- nothing needs to travel it takes the tokens as they are.
+local function through_experts(self, routed, rows, weights)
+  local experts, again = self.experts, self.recompute
+  if experts.takes_tokens and routed:at_home() then return experts(rows, routed, weights, again) end
+  return routed:through(rows, weights, function(arrivals, part)
+    if experts.takes_tokens then return experts(arrivals, part, nil, again) end
+    if again then return recompute(experts, arrivals, part) end
+    return experts(arrivals, part)
+  end)
+end
+
 -- The balancers' losses: this rank's part of each.
 local function auxiliary(self, choice, routed, valid)
   local total = nil
@@ -273,10 +285,7 @@ function Layer:forward(x, tags)
   local routed, choice = route(self, rows, flat, own, own_valid)
 
   local weights = routed:weights(dist.slice_rows(choice.scores, group), self.normalize)
-  local part_of_y = routed:through(dist.slice_rows(rows, group), weights, function(arrivals, part)
-    if self.recompute then return recompute(self.experts, arrivals, part) end
-    return self.experts(arrivals, part)
-  end)
+  local part_of_y = through_experts(self, routed, dist.slice_rows(rows, group), weights)
   local y = dist.gather_rows(part_of_y, group, rows:size(0))
   if not recompute.repeating() then
     self._counts:add(routed, own)

@@ -111,6 +111,24 @@ function Plan:linear(x, weight, bias)
     bias ~= nil and pointer(bias, 'experts', 'bias') or nil, out)
 end
 
+local ACTIVATION = { relu = C.LM_FFN_RELU, gelu = C.LM_FFN_GELU, gelu_tanh = C.LM_FFN_GELU_TANH,
+  silu = C.LM_FFN_SILU, swiglu = C.LM_FFN_SWIGLU }
+
+--- All experts are of this process: `ffn` may take tokens and their weights.
+function Plan:at_home() return C.lm_plan_at_home(self.pointer) == 1 end
+
+--- Feed-forward experts in one: x [arrivals, dim] -> [arrivals, dim]; with weights [tokens, top_k], of a plan at home,
+-- [tokens, dim] -> [tokens, dim]. e: { up, up_bias?, down, down_bias?, activation, recompute? }, of this rank's experts.
+function Plan:ffn(x, e, weights)
+  local up, down = self:with_shadows(e.up), self:with_shadows(e.down)
+  local up_bias = e.up_bias and self:with_shadows(e.up_bias)
+  local down_bias = e.down_bias and self:with_shadows(e.down_bias)
+  return run(self, C.lm_moe_ffn, pointer(x, 'experts', 'x'), pointer(up, 'experts', 'up'),
+    up_bias and pointer(up_bias, 'experts', 'up_bias') or nil, pointer(down, 'experts', 'down'),
+    down_bias and pointer(down_bias, 'experts', 'down_bias') or nil,
+    weights and pointer(weights, 'experts', 'weights') or nil, ACTIVATION[e.activation], e.recompute and 1 or 0, out)
+end
+
 --- x [arrivals, dim], weights [tokens, top_k] -> [tokens, dim].
 function Plan:combine(x, weights)
   return run(self, C.lm_moe_combine, pointer(x, 'combine', 'x'), pointer(weights, 'combine', 'weights'), out)

@@ -1,0 +1,87 @@
+/* strip.h - the register block of the experts' products, and how operands come to it.
+ *
+ *   C [8, width] = A [8, k] B [k, width],   width 16 or 32, added to C when `add`
+ *
+ * Everything is counted in words of 32 bits: an f32, or two bf16 that are neighbours along the
+ * inner dimension, which CPUs with bf16 products multiply and add as one. Other CPUs get f32
+ * words whatever the numbers are stored as.
+ *
+ * An element of A is spread over a register, so A may lie in any order: the rows of a weight
+ * are read where they are (`rows`). B is the vectors: slabs of 32 columns, k after k.
+ *
+ * A sum goes over k in order, in one register: what comes out does not depend on the other
+ * rows or columns, nor on the number of threads. */
+#ifndef LM_STRIP_H
+#define LM_STRIP_H
+
+#include "kernels/cpu/cpu.h"
+
+enum { LM_STRIP_ROWS = 8, LM_STRIP_COLS = 32 };
+
+typedef struct lm_left { /* 8 rows of A: (i, p) is word i * row + p * col */
+    const uint32_t *data;
+    int64_t row, col; /* col is 1, or 8 with row 1 */
+} lm_left;
+
+/* What will be read next and should come nearer meanwhile: `rate` lines of the cache every 16
+ * words of k. */
+typedef struct lm_ahead {
+    const char *row;
+    int64_t stride, rows;  /* in bytes; rows that are left */
+    int lines, line, rate; /* of a row; next; */
+} lm_ahead;
+
+typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
+                         int64_t ldc, int width, int add, lm_ahead *ahead);
+
+/* strip_avx512bf16.c, and strip_body.h for each instruction set; rows: those of A that exist */
+lm_strip_fn lm__strip_baseline, lm__strip_avx2, lm__strip_avx512, lm__strip_avx512bf16;
+
+typedef struct lm_words { /* how numbers of a dtype become words here */
+    int dtype, pairs;     /* pairs: two bf16 to a word */
+    lm_strip_fn *strip;
+} lm_words;
+lm_words lm__words(int dtype);
+
+/* Words of n numbers. */
+static inline int64_t lm__words_of(lm_words w, int64_t n) { return w.pairs ? (n + 1) / 2 : n; }
+static inline int64_t lm__round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* A part of a matrix in memory: rows of n numbers, `ld` apart. */
+typedef struct lm_part {
+    const void *x;
+    int64_t ld, rows, n;
+} lm_part;
+
+/* All of it within `words` of k. */
+static inline lm_ahead lm__ahead(lm_words w, lm_part x, int64_t words) {
+    int64_t size = (int64_t)lm__size(w.dtype), lines = (x.n * size + 63) / 64;
+    lm_ahead a = {x.x, x.ld * size, x.x ? x.rows : 0, (int)lines, 0, 0};
+    a.rate = (int)((lines * x.rows * 16 + words - 1) / lm__max(words, 1));
+    return a;
+}
+static inline void lm__fetch(lm_ahead *a) {
+    for (int i = 0; i < a->rate && a->rows > 0; i++) {
+        __builtin_prefetch(a->row + 64 * a->line, 0, 2);
+        if (++a->line < a->lines) continue;
+        a->line = 0, a->rows--, a->row += a->stride;
+    }
+}
+
+/* n numbers as words: where they lie, or else in room. */
+const uint32_t *lm__row_words(lm_words w, const void *x, int64_t n, uint32_t *room);
+/* Up to 8 rows of x, n numbers of each, `ld` apart: where they lie, or else in room, which has
+ * place for 8 * words_of(n). */
+lm_left lm__left_rows(lm_words w, const void *x, int64_t ld, int64_t rows, int64_t n,
+                      uint32_t *room);
+/* x [n, cols], `ld` apart, as rows of its transpose: 8 of them every `step` words of room. */
+void lm__left_turned(lm_words w, const void *x, int64_t ld, int64_t n, int64_t cols,
+                     uint32_t *room, int64_t step);
+/* Two rows of n numbers, the second perhaps NULL, as one of pairs; or the first as it is. */
+void lm__pair(lm_words w, const void *even, const void *odd, int64_t n, uint32_t *to);
+/* The same of floats. */
+void lm__pair_floats(lm_words w, const float *even, const float *odd, int64_t n, uint32_t *to);
+/* 32 rows of n words -> [n, 32]. Rows may be NULL: zeros. */
+void lm__turn(const uint32_t *const rows[LM_STRIP_COLS], int64_t n, uint32_t *to);
+
+#endif
