@@ -235,12 +235,17 @@ static void activate_back(const task *t, const lm_ffn_block *b, int64_t first, i
     }
 }
 
-/* c [cols, slabs of b] = left b, left being a part of a weight turned, k words to a row. */
+/* c [cols, slabs of b] = left b, left being a part of a weight turned, k words to a row. next
+ * will be read after it, and another such part that begins at `also`, unless NULL. */
 static void turned_product(const lm_ffn_job *j, const uint32_t *left, int64_t k, int64_t cols,
-                           lm_part next, const uint32_t *b, int64_t slab_step, int64_t rows,
-                           float *c, int64_t ldc, int add) {
+                           lm_part next, const void *also, const uint32_t *b, int64_t slab_step,
+                           int64_t rows, float *c, int64_t ldc, int add) {
     int64_t strips = lm__ffn_slabs(rows);
     lm_ahead ahead = lm__ahead(j->w, next, k * strips * lm__ceil_div(cols, LM_STRIP_ROWS));
+    if (also) {
+        ahead.then = also, ahead.then_rows = ahead.rows;
+        ahead.rate *= 2;
+    }
     for (int64_t i = 0; i < cols; i += LM_STRIP_ROWS) {
         lm_left a = {left + i * k, 1, LM_STRIP_ROWS};
         for (int64_t s = 0; s < strips; s++)
@@ -260,6 +265,10 @@ static lm_part part_of_up(const task *t, int64_t e, int half, int64_t first, int
     return lm__ffn_up_part(&t->j, e, half * t->f->hidden + first, n, d,
                            lm__min(PANEL, t->f->dim - d));
 }
+/* Where the part of up that goes with a part of gate is; NULL: there is one half. */
+static const void *gate_to_up(const task *t, lm_part gate) {
+    return t->j.halves == 2 ? element(gate.x, t->f->dtype, t->f->hidden * t->f->dim) : NULL;
+}
 static lm_part none(void) { return (lm_part){NULL, 0, 0, 0}; }
 
 /* dh = dy down */
@@ -269,12 +278,15 @@ static void through_down(const task *t, const lm_ffn_block *b, int64_t first, in
     int64_t dim = t->f->dim, m;
     for (int64_t q = 0; q < dim; q += m) {
         lm_part w = part_of_down(t, b->expert, first, n, q), next = none();
+        const void *also = NULL;
         m = w.rows;
         int64_t k = lm__words_of(j->w, m);
         if (q + m < dim) next = part_of_down(t, b->expert, first, n, q + m);
-        else if (t->g->dx) next = part_of_up(t, b->expert, 0, first, n, 0);
+        else if (t->g->dx)
+            next = part_of_up(t, b->expert, 0, first, n, 0), also = gate_to_up(t, next);
         lm__left_turned(j->w, w.x, w.ld, m, n, p->left, 8 * k);
-        turned_product(j, p->left, k, n, next, p->dy + lm__words_of(j->w, q) * LM_STRIP_COLS,
+        turned_product(j, p->left, k, n, next, also,
+                       p->dy + lm__words_of(j->w, q) * LM_STRIP_COLS,
                        j->d_words * LM_STRIP_COLS, b->rows, p->dh, ldc, q > 0);
     }
 }
@@ -286,15 +298,17 @@ static void through_up(const task *t, const lm_ffn_block *b, int64_t first, int6
     int64_t dim = t->f->dim, words = lm__words_of(j->w, n), k = j->halves * words;
     for (int64_t d = 0; d < dim; d += PANEL) {
         lm_part w, next = none();
+        const void *also = NULL;
         for (int half = 0; half < j->halves; half++) {
             w = part_of_up(t, b->expert, half, first, n, d);
             lm__left_turned(j->w, w.x, w.ld, n, w.n, p->left + half * words * 8, 8 * k);
         }
-        if (d + PANEL < dim) next = part_of_up(t, b->expert, 0, first, n, d + PANEL);
+        if (d + PANEL < dim)
+            next = part_of_up(t, b->expert, 0, first, n, d + PANEL), also = gate_to_up(t, next);
         else if (first + n < t->f->hidden)
             next = part_of_down(t, b->expert, first + n,
                                 lm__min(j->stretch, t->f->hidden - first - n), 0);
-        turned_product(j, p->left, k, w.n, next, p->dpre, k * LM_STRIP_COLS, b->rows,
+        turned_product(j, p->left, k, w.n, next, also, p->dpre, k * LM_STRIP_COLS, b->rows,
                        p->dx + d * ldc, ldc, first > 0);
     }
 }
@@ -350,7 +364,7 @@ typedef struct {
 static void edge(const task *t, int64_t k, lm_left a, int64_t rows, const uint32_t *b,
                  int64_t cols, float *c, int64_t ldc, int add) {
     float tile[LM_STRIP_ROWS * LM_STRIP_COLS];
-    lm_ahead nothing = {NULL, 0, 0, 0, 0, 0};
+    lm_ahead nothing = {0};
     t->j.w.strip(k, a, (int)rows, b, tile, LM_STRIP_COLS, LM_STRIP_COLS, 0, &nothing);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t q = 0; q < cols; q++)
@@ -362,16 +376,21 @@ static void panel_piece(const task *t, const panel *w, int64_t p, int64_t k, flo
                         int64_t cols, int64_t first, int64_t end, int add) {
     const leavings *l = w->left;
     const uint32_t *left = (w->down ? l->dy : l->dpre) + w->first * l->words + p;
-    lm_ahead nothing = {NULL, 0, 0, 0, 0, 0};
+    const uint32_t *right = (w->down ? l->h : l->x) + p * LM_STRIP_COLS;
     for (int64_t q = first; q < end; q += LM_STRIP_COLS) {
-        const uint32_t *b = (w->down ? l->h : l->x) + q * l->words + p * LM_STRIP_COLS;
-        int64_t n = lm__min(LM_STRIP_COLS, cols - q);
+        const uint32_t *b = right + q * l->words;
+        int64_t n = lm__min(LM_STRIP_COLS, cols - q),
+                next = lm__min(q + LM_STRIP_COLS, end - 1);
+        lm_part slab = {right + next / LM_STRIP_COLS * LM_STRIP_COLS * l->words, 0, 1,
+                        k * LM_STRIP_COLS};
+        lm_ahead ahead = lm__ahead((lm_words){LM_F32, 0, NULL}, slab,
+                                   k * lm__ceil_div(w->rows, LM_STRIP_ROWS));
         for (int64_t r = 0; r < w->rows; r += LM_STRIP_ROWS) {
             int64_t rows = lm__min(LM_STRIP_ROWS, w->rows - r);
             lm_left a = {left + r * l->words, l->words, 1};
             float *to = c + (w->first + r) * cols + q;
             if (n == LM_STRIP_COLS && rows == LM_STRIP_ROWS)
-                t->j.w.strip(k, a, LM_STRIP_ROWS, b, to, cols, LM_STRIP_COLS, add, &nothing);
+                t->j.w.strip(k, a, LM_STRIP_ROWS, b, to, cols, LM_STRIP_COLS, add, &ahead);
             else edge(t, k, a, rows, b, n, to, cols, add);
         }
     }

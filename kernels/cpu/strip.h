@@ -28,7 +28,9 @@ typedef struct lm_left { /* 8 rows of A: (i, p) is word i * row + p * col */
 typedef struct lm_ahead {
     const char *row;
     int64_t stride, rows;  /* in bytes; rows that are left */
-    int lines, line, rate; /* of a row; next; */
+    int lines, line, rate; /* of a row; next */
+    const char *then;      /* and as many rows from here after those, unless NULL */
+    int64_t then_rows;
 } lm_ahead;
 
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
@@ -56,7 +58,7 @@ typedef struct lm_part {
 /* All of it within `words` of k. */
 static inline lm_ahead lm__ahead(lm_words w, lm_part x, int64_t words) {
     int64_t size = (int64_t)lm__size(w.dtype), lines = (x.n * size + 63) / 64;
-    lm_ahead a = {x.x, x.ld * size, x.x ? x.rows : 0, (int)lines, 0, 0};
+    lm_ahead a = {x.x, x.ld * size, x.x ? x.rows : 0, (int)lines, 0, 0, NULL, 0};
     a.rate = (int)((lines * x.rows * 16 + words - 1) / lm__max(words, 1));
     return a;
 }
@@ -65,6 +67,8 @@ static inline void lm__fetch(lm_ahead *a) {
         __builtin_prefetch(a->row + 64 * a->line, 0, 2);
         if (++a->line < a->lines) continue;
         a->line = 0, a->rows--, a->row += a->stride;
+        if (a->rows == 0 && a->then_rows)
+            a->row = a->then, a->rows = a->then_rows, a->then_rows = 0;
     }
 }
 
