@@ -4,6 +4,7 @@ local exchange = require 'lumoe.estimate.exchange'
 local wires = require 'lumoe.estimate.wires'
 
 local HEAD_WORDS = 5 -- before the counts in what ranks tell each other of a plan (runtime/moe/plan_impl.h)
+local WAVE = 16 * 2 ^ 20 -- bytes
 local PLACE = 24 -- bytes of a route in line at an expert over its capacity (runtime/moe/select.c)
 
 local function router(u, tokens)
@@ -101,6 +102,14 @@ local function travel(u, x, weights)
   end
 end
 
+-- What backward lays out for the weights' gradients, of some experts at a time (kernels/cpu/ffn_bwd.c).
+local function room(x, parts, dim, wide, hidden, bytes)
+  local function up(n) return math.ceil(n / 32) * 32 end
+  local row = (wide + dim + up(dim) + up(hidden)) * bytes
+  local each = x.arrivals / parts / x.experts * row
+  return block(math.min(x.experts, math.max(1, math.floor(WAVE / each))) * each)
+end
+
 --- `tokens` of this rank, padding included; of a tensor group's, each rank sends off its share.
 return function(u, tokens)
   local model, mesh = u.context.model, u.context.mesh
@@ -114,12 +123,17 @@ return function(u, tokens)
   u:plans(plan_bytes(model, mesh, mine, x))
 
   u.rows = block(x.arrivals * dim * u.context.bytes)
-  local first = block(x.arrivals * wide / mesh.etp * u.context.bytes) -- which relu's backward does without
-  u.loose = u.loose + (x.ranks == 1 and u.rows or 0) + (model.activation == 'relu' and first or 0)
-  u:makes(x.arrivals * dim)
-  u:makes(x.arrivals * wide / mesh.etp)
-  u:makes(x.arrivals * model.expert_hidden / mesh.etp)
-  u:makes(x.arrivals * dim)
+  local home = x.ranks == 1 and model.exchange.parts == 1 -- tokens are read where they lie (runtime/moe/ffn.c)
+  local parts = model.exchange.parts
+  for _ = 1, parts do u:saves(x.arrivals / parts * wide / mesh.etp) end
+  if home then
+    u:saves(x.arrivals, 4)
+    u:saves(mine * model.top_k, 4)
+  else
+    u:makes(x.arrivals * dim)
+    u:makes(x.arrivals * dim)
+  end
+  u.widest = math.max(u.widest, room(x, parts, dim, wide / mesh.etp, model.expert_hidden / mesh.etp, u.context.bytes))
   u:product(x.arrivals, wide / mesh.etp, dim)
   u:product(x.arrivals, dim, model.expert_hidden / mesh.etp)
   u:reads(x.experts * dim / mesh.etp * (wide + model.expert_hidden))
