@@ -41,6 +41,13 @@ function options.check(who, opts, wanted)
   return opts
 end
 
+--- Raises unless it is a number.
+---@param who string
+---@param name string
+function options.number(who, name, value)
+  if type(value) ~= 'number' then options.raise(who, '%s must be a number, not %s', name, tostring(value)) end
+end
+
 --- Raises unless an option is a whole number from 1.
 ---@param who string
 ---@param name string

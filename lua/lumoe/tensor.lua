@@ -192,17 +192,22 @@ end
 function Tensor:dim() return C.lm_tensor_ndim(pointer(self, 'dim', 'self')) end
 function Tensor:numel() return C.lm_tensor_numel(pointer(self, 'numel', 'self')) end
 
+-- A dim counted from 0, of one that may be counted from the end.
+local function dim_of(p, dim, op)
+  if type(dim) ~= 'number' or dim % 1 ~= 0 then
+    status.argument('%s: dim must be a whole number, not %s', op, type(dim) == 'number' and tostring(dim) or type(dim))
+  end
+  local n = C.lm_tensor_ndim(p)
+  local d = dim < 0 and dim + n or dim
+  if d < 0 or d >= n then status.argument('%s: dim %d of a tensor with %d', op, dim, n) end
+  return d
+end
+
 --- The size of one dim (negative from the end), or all of them as a table.
 function Tensor:size(dim)
   local p = pointer(self, 'size', 'self')
   if not dim then return self:shape_table() end
-  if type(dim) ~= 'number' or dim % 1 ~= 0 then
-    status.argument('size: dim must be a whole number, not %s', type(dim) == 'number' and tostring(dim) or type(dim))
-  end
-  local n = C.lm_tensor_ndim(p)
-  local d = dim < 0 and dim + n or dim
-  if d < 0 or d >= n then status.argument('size: dim %d of a tensor with %d', dim, n) end
-  return C.lm_tensor_size(p, d)
+  return C.lm_tensor_size(p, dim_of(p, dim, 'size'))
 end
 
 function Tensor:shape_table()
@@ -211,7 +216,10 @@ function Tensor:shape_table()
   return list
 end
 
-function Tensor:stride(dim) return C.lm_tensor_stride(pointer(self, 'stride', 'self'), dim) end
+function Tensor:stride(dim)
+  local p = pointer(self, 'stride', 'self')
+  return C.lm_tensor_stride(p, dim_of(p, dim, 'stride'))
+end
 function Tensor:is_contiguous() return C.lm_tensor_is_contiguous(pointer(self, 'is_contiguous', 'self')) == 1 end
 function Tensor:id() return C.lm_tensor_id(pointer(self, 'id', 'self')) end
 function Tensor:shares_storage(other)
@@ -369,6 +377,7 @@ end
 
 --- a where cond, b elsewhere; either may be a number.
 function tensor.where(cond, a, b)
+  pointer(cond, 'where', 'cond')
   local like = istype(handle_t, a) and a or istype(handle_t, b) and b or cond:float()
   return Tensor.where(cond, as_tensor(a, like, 'where'), as_tensor(b, like, 'where'))
 end

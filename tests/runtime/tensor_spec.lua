@@ -128,6 +128,7 @@ describe('views', function()
     assert.is_false(x:transpose(0, 1):is_contiguous())
     assert.is_true(x:transpose(0, 1):contiguous():is_contiguous())
     assert.equal(12, x:stride(0))
+    assert.equal(1, x:stride(-1))
     assert.matches('data_ptr: not contiguous', message_of(function() x:transpose(0, 1):data_ptr() end))
     assert.equal(7, ffi.cast('float *', x:data_ptr())[7])
   end)
@@ -179,6 +180,9 @@ describe('indexing', function()
       ['index: a slice is {from, to}, two numbers, not {1, 2, 3}'] = function() return x[{ { 1, 2, 3 } }] end,
       ['index: a slice is {from, to}, two numbers, not {a}'] = function() return x[{ { 'a' } }] end,
       ['narrow: start must be a whole number, not 0.5'] = function() return x[{ { 0.5, 2 } }] end,
+      ['stride: dim 2 of a tensor with 2'] = function() return x:stride(2) end,
+      ['stride: dim must be a whole number, not string'] = function() return x:stride 'a' end,
+      ['where: cond must be a tensor, not nil'] = function() return lumoe.where() end,
       ['size: dim must be a whole number, not string'] = function() return x:size 'a' end,
       ['size: dim must be a whole number, not 0.5'] = function() return x:size(0.5) end,
       ['unsqueeze: dim must be a whole number, not nil'] = function() return x:unsqueeze() end,

@@ -24,7 +24,7 @@ end
 -- mesh, and split = 'columns' | 'rows' over its tensor group; parts = 1: the columns are so many
 -- matrices side by side (queries, keys, values), of which each rank has its columns.
 function Linear:init(opts)
-  tensor.options(opts, { true, true, bias = true, f32 = true, init = true, std = true, mesh = true, split = true,
+  opts = tensor.options(opts, { true, true, bias = true, f32 = true, init = true, std = true, mesh = true, split = true,
     parts = true }, 'nn.Linear')
   local inputs, outputs, split, parts = opts[1], opts[2], opts.split, opts.parts or 1
   if type(inputs) ~= 'number' or outputs == nil then

@@ -367,6 +367,10 @@ describe('options', function()
     assert.matches('dim must be a whole number from 1, not 2.5', message(function(o) o.dim = 2.5 end))
     assert.matches('layer_spec.lua:%d+: moe.Layer: the router chooses top_k = 5 of 4 experts',
       message(function(o) o.router = moe.routers.top_k { dim = DIM, top_k = 5 } end))
+    for _, name in ipairs { 'load', 'importance', 'z' } do
+      assert.matches(('layer_spec.lua:%%d+: balance.%s: the weight must be a number, not nil'):format(name),
+        select(2, pcall(function() return moe.balance[name](), nil end)))
+    end
     for _, name in ipairs { 'top_k', 'noisy_top_k', 'switch' } do
       assert.matches(('layer_spec.lua:%%d+: %s router: option \'dim\' %%(a number%%) is missing'):format(name),
         select(2, pcall(function() return moe.routers[name] { top_k = name ~= 'switch' and 2 or nil } end)))

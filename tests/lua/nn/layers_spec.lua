@@ -140,6 +140,7 @@ describe('nn', function()
       ["nn.FeedForward: no activation 'tanh'"] = function() nn.FeedForward { 2, 3, activation = 'tanh' } end,
       ["nn.Linear: unknown option 'biass'"] = function() nn.Linear { 2, 3, biass = false } end,
       ['nn.Linear: wants { in, out }, not { 3, nil }'] = function() nn.Linear { 3 } end,
+      ['nn.Linear: wants { in, out }, not { nil, nil }'] = function() nn.Linear() end,
       ['nn.Dropout: p must be in 0 to 1, not 2'] = function() nn.Dropout(2) end,
       ['nn.MultiheadAttention: dim 10 does not divide into 4 heads'] = function() nn.MultiheadAttention { 10, 4 } end,
       ['rope is for attention over itself'] = function() nn.MultiheadAttention { 8, 4, cross = true, rope = true } end,
