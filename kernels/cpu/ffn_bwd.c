@@ -297,7 +297,7 @@ static void through_up(const task *t, const lm_ffn_block *b, int64_t first, int6
     const lm_ffn_job *j = &t->j;
     int64_t dim = t->f->dim, words = lm__words_of(j->w, n), k = j->halves * words;
     for (int64_t d = 0; d < dim; d += PANEL) {
-        lm_part w, next = none();
+        lm_part w = none(), next = none();
         const void *also = NULL;
         for (int half = 0; half < j->halves; half++) {
             w = part_of_up(t, b->expert, half, first, n, d);
@@ -416,11 +416,12 @@ static void panel_sums(const task *t, const panel *w, float *to, int add) {
     const leavings *l = w->left;
     int64_t first = t->f->offset[w->expert], rows = t->f->offset[w->expert + 1] - first;
     for (int64_t r = w->first; r < w->first + w->rows; r++) {
-        float sum = add ? to[r] : 0;
+        float sum =
+            0; /* added as a whole, as products are: so it is the same to add up later */
         const uint32_t *line = (w->down ? l->dy : l->dpre) + r * l->words;
         for (int64_t q = 0; q < rows; q++)
             sum += number(t, line, q) * (w->down && t->scale ? t->scale[first + q] : 1.0f);
-        to[r] = sum;
+        to[r] = add ? to[r] + sum : sum;
     }
 }
 
