@@ -7,8 +7,8 @@ local path = require 'pl.path'
 
 local p = parser('lumoe recipes/curves.lua', 'Draws the curves of trainings.')
 p:argument('runs', 'Folders of runs (with metrics.jsonl), as DIR or NAME=DIR'):args '+'
-p:option('--what', 'loss, valid_loss, tokens_per_s, dropped, lr or grad_norm (loss)', 'loss')
-p:option('--over', 'step, tokens or minutes (step)', 'step'):choices { 'step', 'tokens', 'minutes' }
+p:option('--what', 'loss, valid_loss, tokens_per_s, dropped, lr or grad_norm', 'loss')
+p:option('--over', 'step, tokens or minutes', 'step'):choices { 'step', 'tokens', 'minutes' }
 p:option('--out', 'A file that ends in .svg, .png or .txt; else the terminal')
 local opts = p:parse()
 

@@ -20,10 +20,10 @@ local dist, moe = lumoe.dist, lumoe.moe
 local placement = moe.policies.placement
 
 local p = parser('lumoe recipes/exchange.lua', 'Rows, bytes and messages of the exchanges of an MoE layer.')
-p:option('--experts', 'Experts (64)', '64'):convert(count(1)):argname 'N'
-p:option('--top-k', 'Experts of a token (8)', '8'):convert(count(1)):argname 'N'
-p:option('--dim', 'Size of a token (16)', '16'):convert(count(1)):argname 'N'
-p:option('--tokens', 'Of each rank (256)', '256'):convert(count(1)):argname 'N'
+p:option('--experts', 'Experts', '64'):convert(count(1)):argname 'N'
+p:option('--top-k', 'Experts of a token', '8'):convert(count(1)):argname 'N'
+p:option('--dim', 'Size of a token', '16'):convert(count(1)):argname 'N'
+p:option('--tokens', 'Of each rank', '256'):convert(count(1)):argname 'N'
 p:option('--routing', 'turning, random, skewed or grouped; may be given again (all)'):count '*'
   :choices { 'turning', 'random', 'skewed', 'grouped' }
 p:option('--json', 'Where the figures go as well'):argname 'FILE'

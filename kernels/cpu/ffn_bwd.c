@@ -411,13 +411,13 @@ static float number(const task *t, const uint32_t *line, int64_t i) {
     return ((const float *)(const void *)line)[i];
 }
 
-/* Of a bias: the sum of the rows, of dy by their scale. */
+/* Of a bias: the sum of the rows, of dy by their scale. It is added as a whole, as products
+ * are, so that gradients that are added up elsewhere have the same bits. */
 static void panel_sums(const task *t, const panel *w, float *to, int add) {
     const leavings *l = w->left;
     int64_t first = t->f->offset[w->expert], rows = t->f->offset[w->expert + 1] - first;
     for (int64_t r = w->first; r < w->first + w->rows; r++) {
-        float sum =
-            0; /* added as a whole, as products are: so it is the same to add up later */
+        float sum = 0;
         const uint32_t *line = (w->down ? l->dy : l->dpre) + r * l->words;
         for (int64_t q = 0; q < rows; q++)
             sum += number(t, line, q) * (w->down && t->scale ? t->scale[first + q] : 1.0f);

@@ -17,7 +17,7 @@ function options.parse(arguments)
   local p = parser('lumoe recipes/check_layouts.lua',
     'Runs one batch under every layout that fits the ranks, and compares losses and gradients with one process.')
   local function option(name, default, low, high, text, fraction)
-    p:option(name, ('%s (%s)'):format(text, default)):convert(number(low, high, not fraction)):default(tostring(default))
+    p:option(name, text):convert(number(low, high, not fraction)):default(tostring(default))
       :argname(fraction and 'X' or 'N')
   end
   option('--dim', 32, 4, 1e5, 'Width of the model')
@@ -28,7 +28,7 @@ function options.parse(arguments)
   option('--experts', 8, 1, 1e5, 'Experts, of any number; 1: a dense model')
   option('--top-k', 2, 1, 1e4, 'Experts that see a token')
   option('--capacity', 1, 0, 1e6, 'Capacity factor; 0: dropless', true)
-  p:option('--select', 'Who stays when an expert is full: random (RTS), position, probability (random)', 'random')
+  p:option('--select', 'Who stays when an expert is full: random (RTS), position, probability', 'random')
     :choices { 'random', 'position', 'probability' }
   option('--noise', 0, 0, 100, "Scale of the noise on the router's logits", true)
   option('--dropout', 0.1, 0, 0.99, 'Dropout', true)

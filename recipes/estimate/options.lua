@@ -37,7 +37,7 @@ function options.parse(arguments)
   local p = parser('lumoe recipes/estimate.lua',
     'Predicts memory by purpose, bytes on each wire and time of a training step, for any number of ranks.')
   local function option(name, default, convert, text)
-    return p:option(name, ('%s (%s)'):format(text, tostring(default))):convert(convert):default(tostring(default))
+    return p:option(name, text):convert(convert):default(tostring(default))
       :argname 'N'
   end
   p:group('Model (that of recipes/translate.lua)',
@@ -70,9 +70,9 @@ function options.parse(arguments)
     option('--source', 64, count(1), 'Source positions of each'),
     option('--target', 64, count(1), 'Target positions of each'),
     option('--micro-batches', 1, count(1), 'Parts of a step'),
-    p:option('--precision', 'f32 or bf16 (bf16)', 'bf16'):choices { 'f32', 'bf16' })
+    p:option('--precision', 'f32 or bf16', 'bf16'):choices { 'f32', 'bf16' })
   p:group('What for',
-    p:option('--hardware', 'A machine by name; here: measured now; none: no times (a100-40)', 'a100-40'):choices(names()),
+    p:option('--hardware', 'A machine by name; here: measured now; none: no times', 'a100-40'):choices(names()),
     p:flag('--overlap', 'Computing and moving at once, instead of one after the other'),
     p:flag('--paper', "The setting of arXiv 2109.10465, beside the paper's figures"),
     p:flag('--verify', 'Run small real steps on the ranks at hand; exit 1 where the planner is off'),

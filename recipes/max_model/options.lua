@@ -32,7 +32,7 @@ function options.parse(arguments)
   local p = parser('lumoe recipes/max_model.lua', 'Looks for the largest Mixture-of-Experts model that can be trained in '
     .. 'a given memory, with each kind of parallelism and offload.')
   local function option(names, default, convert, text)
-    return p:option(names, ('%s (%s)'):format(text, tostring(default))):convert(convert):default(tostring(default))
+    return p:option(names, text):convert(convert):default(tostring(default))
   end
   option('--limit', '256MiB', bytes, 'Memory of a rank'):argname 'SIZE'
   p:option('--modes', 'Only these: ' .. table.concat(modes.names(), ',')):convert(mode_list):argname 'LIST'

@@ -59,8 +59,10 @@ describe('the command line of recipes/translate.lua', function()
     for _, name in ipairs { 'minutes', 'seed', 'resume', 'out', 'ep', 'etp', 'tp', 'data', 'compare-dense', 'beam', 'micro-batches' } do
       assert.truthy(output:find('--' .. name, 1, true), name)
     end
-    for _, script in ipairs { 'evaluate', 'interactive' } do
-      assert.equal(0, (run.shell(run.command(('recipes/%s.lua'):format(script), '--help'))))
+    for _, script in ipairs { 'evaluate', 'interactive', 'curves', 'prepare', 'check_layouts', 'estimate', 'exchange', 'max_model' } do
+      code, output = run.shell(run.command(('recipes/%s.lua'):format(script), '--help'))
+      assert.equal(0, code)
+      assert.is_nil(output:find '%(([^()]+)%)%s+%(default: %1%)', script)
     end
   end)
 
