@@ -1,14 +1,7 @@
 /* strip.c - which strip this CPU runs, the one for all CPUs, and operands made of numbers. */
-#define STRIP                      lm__strip_baseline
-#define LANES                      4
-#define HIGH                       4
-#define MULTIPLY_ADD(sum, word, b) sum += as_float(word) * (b)
-#include <string.h>
-static inline float as_float(unsigned word) {
-    float f;
-    memcpy(&f, &word, sizeof f);
-    return f;
-}
+#define STRIP lm__strip_baseline
+#define LANES 4
+#define HIGH  4
 #include "kernels/cpu/strip_body.h"
 
 lm_words lm__words(int dtype) {

@@ -1,15 +1,8 @@
 /* strip_avx2.c - 4 rows by two registers at once, of the 16 that there are. */
 #if defined(__AVX2__)
-#define STRIP                      lm__strip_avx2
-#define LANES                      8
-#define HIGH                       4
-#define MULTIPLY_ADD(sum, word, b) sum += as_float(word) * (b)
-#include <string.h>
-static inline float as_float(unsigned word) {
-    float f;
-    memcpy(&f, &word, sizeof f);
-    return f;
-}
+#define STRIP lm__strip_avx2
+#define LANES 8
+#define HIGH  4
 #include "kernels/cpu/strip_body.h"
 #else
 typedef int nothing_here; /* another architecture */

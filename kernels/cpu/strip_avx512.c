@@ -1,15 +1,8 @@
 /* strip_avx512.c - 8 rows by two registers: 16 sums, where 8 would keep the units busy. */
 #if defined(__AVX512F__)
-#define STRIP                      lm__strip_avx512
-#define LANES                      16
-#define HIGH                       8
-#define MULTIPLY_ADD(sum, word, b) sum += as_float(word) * (b)
-#include <string.h>
-static inline float as_float(unsigned word) {
-    float f;
-    memcpy(&f, &word, sizeof f);
-    return f;
-}
+#define STRIP lm__strip_avx512
+#define LANES 16
+#define HIGH  8
 #include "kernels/cpu/strip_body.h"
 #else
 typedef int nothing_here; /* another architecture */

@@ -1,10 +1,21 @@
 /* strip_body.h - the strip of strip.h in the compiler's vectors. Who includes it defines STRIP,
  * its name; LANES, floats in a register; HIGH, rows that are summed at once, in two registers
- * each; and MULTIPLY_ADD(sum, a, b), of a spread word a (uint32_t) and a vector b. */
+ * each; and, where words are not floats, MULTIPLY_ADD(sum, word, b) with a vector b. */
 #include "kernels/cpu/strip.h"
+
+#include <string.h>
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t word __attribute__((aligned(2), may_alias));
+
+#ifndef MULTIPLY_ADD
+#define MULTIPLY_ADD(sum, word, b) sum += as_float(word) * (b)
+static inline float as_float(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+#endif
 
 /* HIGH rows by `wide` registers; `col` is a constant where this is expanded. */
 LM_INLINE void piece(int64_t k, const word *const a[HIGH], int64_t col, const float *b,

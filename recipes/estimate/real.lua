@@ -2,6 +2,7 @@
 -- (lumoe.memory), bytes and messages sent (dist.counters, the plans' own), parameters, time.
 local lumoe = require 'lumoe'
 local Translator = require 'recipes.translate.model'
+local all_sets = require 'recipes.estimate.sets'
 local clock = require('lumoe.log.terminal').clock
 local random = require 'lumoe.random'
 local dist, optim = lumoe.dist, lumoe.optim
@@ -17,25 +18,6 @@ real.LENGTHS = { source = 42, target = 21 }
 real.PURPOSES = { 'parameters', 'gradients', 'optimizer', 'activations', 'exchange', 'total' }
 
 -- ---- routing as the planner takes it to be -------------------------------------------------
-
--- Every set of top_k experts, as often as the product of its experts' popularities says: over so many tokens
--- the planner's expectations are exact.
-local function all_sets(experts, top_k, popularity)
-  local sets, chosen = {}, {}
-  local function choose(from, times)
-    if #chosen == top_k then
-      for _ = 1, times do sets[#sets + 1] = { unpack(chosen) } end
-      return
-    end
-    for e = from, experts - 1 do
-      chosen[#chosen + 1] = e
-      choose(e + 1, times * (popularity and popularity[e + 1] or 1))
-      chosen[#chosen] = nil
-    end
-  end
-  choose(0, 1)
-  return sets
-end
 
 -- Token i chooses the i-th set, in turn.
 local function route_by_turns(layer, popularity)

@@ -65,25 +65,24 @@ describe('a training that is stopped', function()
     for step, record in ipairs(records) do assert.equal(step, record.step) end
   end
 
-  it('by a scheduler finishes its step and saves', function()
-    local process, ended = start(root, 'terminated', LONG)
-    wait_for_steps(root, 'terminated', 5)
-    kill('TERM', process)
+  -- Sends the signal to a training after so many steps, which must then save and tell how to go on, with `hint`. Returns
+  -- the step at which it stopped, and what it said.
+  local function stop(signal, out, steps, hint, options, how)
+    local process, ended = start(root, out, options, how)
+    wait_for_steps(root, out, steps)
+    kill(signal, process)
     local ending, said = ended()
     assert.equal('exited 0', ending, said)
-    local step = tonumber(said:match 'stopped at step (%d+)')
-    assert.is_true(path.exists(('%s/terminated/checkpoint-%d/index.json'):format(root, step)) and true or false)
-  end)
+    local step = tonumber(said:match('stopped at step (%d+); go on with: lumoe ' .. hint))
+    assert.is_number(step, said)
+    assert.is_true(path.exists(('%s/%s/checkpoint-%d/index.json'):format(root, out, step)) and true or false)
+    return step, said
+  end
+
+  it('by a scheduler finishes its step and saves', function() stop('TERM', 'terminated', 5, 'recipes/translate.lua ', LONG) end)
 
   it('by Ctrl-C finishes its step, saves, and tells how to go on', function()
-    local process, ended = start(root, 'interrupted', LONG)
-    wait_for_steps(root, 'interrupted', 20)
-    kill('INT', process)
-    local ending, said = ended()
-    assert.equal('exited 0', ending, said)
-    local step = tonumber(said:match 'stopped at step (%d+); go on with: lumoe recipes/translate.lua ')
-    assert.is_number(step, said)
-    assert.is_true(path.exists(('%s/interrupted/checkpoint-%d/index.json'):format(root, step)) and true or false)
+    local step, said = stop('INT', 'interrupted', 20, 'recipes/translate.lua ', LONG)
     assert.equal(step, #run.records(root, 'interrupted'))
     -- The command that it printed, but for the end and the program's name.
     local command = said:match 'go on with: lumoe (.-)\n':gsub('%-%-steps=%d+', '--steps=' .. step + 10)
@@ -94,14 +93,8 @@ describe('a training that is stopped', function()
   end)
 
   it('by Ctrl-C on several ranks stops all at one step', function()
-    local process, ended = start(root, 'ranks', { steps = 1e6, ep = 2 }, { ranks = 2 })
-    wait_for_steps(root, 'ranks', 10)
     -- As mpirun passes signals on: SIGUSR1 is the one that it forwards.
-    kill('USR1', process)
-    local ending, said = ended()
-    assert.equal('exited 0', ending, said)
-    local step = tonumber(said:match 'stopped at step (%d+); go on with: lumoe %-np 2 ')
-    assert.is_number(step, said)
+    local step = stop('USR1', 'ranks', 10, '%-np 2 ', { steps = 1e6, ep = 2 }, { ranks = 2 })
     run.trained(root, 'ranks', { steps = step + 5, resume = true })
     check('ranks', 15)
   end)
@@ -109,14 +102,7 @@ describe('a training that is stopped', function()
   -- Where ./lumoe runs the program under test.
   if path.abspath(run.lumoe) == path.abspath 'build/bin/lumoe' then
     it('by a scheduler on several ranks finishes its step and saves', function()
-      local process, ended = start(root, 'terminated-ranks', { steps = 1e6, ep = 2 }, { ranks = 2, wrapper = true })
-      wait_for_steps(root, 'terminated-ranks', 10)
-      kill('TERM', process)
-      local ending, said = ended()
-      assert.equal('exited 0', ending, said)
-      local step = tonumber(said:match 'stopped at step (%d+); go on with: lumoe %-np 2 ')
-      assert.is_number(step, said)
-      assert.is_true(path.exists(('%s/terminated-ranks/checkpoint-%d/index.json'):format(root, step)) and true or false)
+      stop('TERM', 'terminated-ranks', 10, '%-np 2 ', { steps = 1e6, ep = 2 }, { ranks = 2, wrapper = true })
       check('terminated-ranks', 10)
     end)
   end

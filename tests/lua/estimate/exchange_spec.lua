@@ -1,28 +1,11 @@
 --- Closed forms of routing and of the ways of an exchange, beside counting token by token and hop by hop.
+local all_sets = require 'recipes.estimate.sets'
 local exchange = require 'lumoe.estimate.exchange'
 local lumoe = require 'lumoe'
 local layout = require 'lumoe.estimate.layout'
 local description = require 'lumoe.estimate.description'
 
 local DIM, BYTES = 16, 4
-
--- Every set of k experts, each as often as the product of its experts' popularities.
-local function all_sets(experts, k, popularity)
-  local sets, chosen = {}, {}
-  local function choose(from, times)
-    if #chosen == k then
-      for _ = 1, times do sets[#sets + 1] = { unpack(chosen) } end
-      return
-    end
-    for e = from, experts - 1 do
-      chosen[#chosen + 1] = e
-      choose(e + 1, times * (popularity and popularity[e + 1] or 1))
-      chosen[#chosen] = nil
-    end
-  end
-  choose(0, 1)
-  return sets
-end
 
 local function model(opts)
   local m = { dim = DIM, experts = 8, top_k = 2, capacity = 0 }
