@@ -39,6 +39,8 @@ for place in proc dev sys; do
   mount --make-rslave "$system/$place" # unmounting it leaves our own alone
 done
 cp /etc/resolv.conf "$system/etc/" 2>/dev/null || true
+# As an installer writes it: each rank asks for this host's name, and waits 5 s for a network that does not know it.
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$(hostname)" >"$system/etc/hosts"
 cp -r /etc/apt/apt.conf.d/. "$system/etc/apt/apt.conf.d/"
 [ ! -d /etc/ssl/certs ] || { mkdir -p "$system/etc/ssl"; cp -rL /etc/ssl/certs "$system/etc/ssl/"; }
 
