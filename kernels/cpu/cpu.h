@@ -91,6 +91,8 @@ static inline void lm__close(int dtype, void *y, int64_t at, int64_t n, const fl
 /* Words i to i + n - 1 of a random sequence, n <= LM_CHUNK; buf has room for LM_CHUNK + 8. */
 const uint32_t *lm__random_words(uint32_t *buf, uint64_t seed, uint64_t stream, uint64_t i,
                                  int64_t n);
+void lm__philox_blocks_avx512(uint32_t *restrict out, uint64_t seed, uint64_t stream,
+                              uint64_t block, int64_t blocks); /* random_avx512.c */
 
 /* one id of an i32 or i64 array */
 static inline int64_t lm__id(int dtype, const void *ids, int64_t i) {

@@ -30,7 +30,14 @@ LM_CLONES static void philox_blocks(uint32_t *out, uint64_t seed, uint64_t strea
 const uint32_t *lm__random_words(uint32_t *buf, uint64_t seed, uint64_t stream, uint64_t i,
                                  int64_t n) {
     uint64_t skip = i % 4;
-    philox_blocks(buf, seed, stream, i / 4, lm__ceil_div(n + (int64_t)skip, 4));
+    int64_t blocks = lm__ceil_div(n + (int64_t)skip, 4);
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512dq")) {
+        lm__philox_blocks_avx512(buf, seed, stream, i / 4, blocks);
+        return buf + skip;
+    }
+#endif
+    philox_blocks(buf, seed, stream, i / 4, blocks);
     return buf + skip;
 }
 
