@@ -30,7 +30,9 @@ function report.line(r)
     r.memory_share and (', our memory %s of its'):format(percent(r.memory_share)) or '')
 end
 
--- Records of the same line in a list each, in order; the fastest peer's marked.
+local function is_ours(r) return r.peer_name:find('^lumoe') ~= nil end -- another program of ours, to compare with
+
+-- Records of the same line in a list each, in order; the fastest peer's marked, which is another of ours only where there is none.
 local function lines_of(records)
   local lines, by = {}, {}
   for _, r in ipairs(records) do
@@ -42,21 +44,57 @@ local function lines_of(records)
     table.insert(by[key], r)
   end
   for _, line in ipairs(lines) do
-    local best = line[1]
+    local best
     for _, r in ipairs(line) do
       r.best = nil
-      if r.ratio and r.ratio < (best.ratio or math.huge) then best = r end
+      if r.ratio and (not best or is_ours(best) and not is_ours(r) or is_ours(best) == is_ours(r) and r.ratio < best.ratio) then
+        best = r
+      end
     end
-    if best.ratio then best.best = true end
+    if best then best.best = true end
+    best = best or line[1]
     line.best = best
   end
   return lines
+end
+
+-- Of each group, type and peer, the ratios of all lines together, and those to the fastest peer of each line.
+local function sums_of(records)
+  local sums, by = {}, {}
+  local function add(r, peer)
+    local key = table.concat({ r.group, r.dtype, peer }, '\0')
+    if not by[key] then
+      by[key] = { group = r.group, dtype = r.dtype, peer = peer, lines = 0, logs = 0, least = math.huge }
+      sums[#sums + 1] = by[key]
+    end
+    local sum = by[key]
+    sum.lines, sum.logs = sum.lines + 1, sum.logs + math.log(r.ratio)
+    if r.ratio < sum.least then sum.least, sum.at = r.ratio, r.name end
+  end
+  for _, line in ipairs(lines_of(records)) do
+    for _, r in ipairs(line) do
+      if r.best and not is_ours(r) then add(r, 'the fastest of each line') end
+      if r.ratio then add(r, r.peer_name) end
+    end
+  end
+  for _, sum in ipairs(sums) do sum.mean = math.exp(sum.logs / sum.lines) end
+  return sums
+end
+
+local function sums_in_markdown(records)
+  local out = { '\n## Beside each peer\n\n| group | type | peer | lines | ours ×, geometric mean | least | where |\n|---|---|---|---|---|---|---|' }
+  for _, s in ipairs(sums_of(records)) do
+    local fields = { s.group, s.dtype, s.peer, s.lines, ratio(s.mean), ratio(s.least), s.at }
+    out[#out + 1] = ('| %s |'):format(table.concat(fields, ' | '))
+  end
+  return out[2] and table.concat(out, '\n')
 end
 
 --- The whole as Markdown. head: lines about the machine.
 function report.markdown(head, records, failures)
   local out = { '# Benchmark', '' }
   for _, line in ipairs(head) do out[#out + 1] = '- ' .. line end
+  out[#out + 1] = sums_in_markdown(records)
   local group
   for _, line in ipairs(lines_of(records)) do
     if line[1].group ~= group then

@@ -102,11 +102,11 @@ describe('a comparison', function()
     local records, printed, ok = bench('--group', 'layer', '--experts', '8', '--top-k', '2', '--dtype', 'bf16', '--activation', 'swiglu',
       '--routing', 'balanced', '--venv', venv())
     assert.is_true(ok, printed)
-    local speed, best = {}, nil
+    local speed, ours_of, best = {}, {}, nil
     for _, r in ipairs(records) do
       assert.equal('swiglu E 8 k 2 balanced', r.name)
       assert.equal('bf16', r.dtype)
-      speed[r.peer_name] = r.peer
+      speed[r.peer_name], ours_of[r.peer_name] = r.peer, r.ours
       assert.near(r.ours / r.peer, r.ratio, 1e-9 * r.ratio)
       assert.is_true(finite(r.limit_share))
       assert.equal(1000 * (r.peer_name == 'loop' and 1 or 2), r.peer_parts.forward)
@@ -117,7 +117,11 @@ describe('a comparison', function()
     assert.near(32 / 4, speed.hf_grouped, 1e-9)
     assert.equal(2, #records)
     assert.matches('Not measured: [^\n]*grouped: grouped: no such layer', printed)
-    assert.matches('Python of shell', file.read(path.join(folder, 'results.md')))
+    local text = file.read(path.join(folder, 'results.md'))
+    assert.matches('Python of shell', text)
+    for peer, name in pairs { loop = 'loop', ['the fastest of each line'] = 'loop', hf_grouped = 'hf_grouped' } do
+      assert.matches(('| layer | bf16 | %s | 1 | %.2f |'):format(peer, ours_of[name] / speed[name]), text, 1, true)
+    end
   end)
 end)
 
