@@ -76,6 +76,10 @@ void lm__ffn_turn_back(const lm_ffn_job *j, const lm_ffn_block *b, const float *
 const float *lm__ffn_bias(const lm_ffn_job *j, const void *bias, int64_t expert, int64_t n,
                           float *room);
 
+/* ffn_few.c: forward of n experts with at most LM_FEW rows each */
+int lm__ffn_few(const lm_ffn_job *j, const int64_t *experts, int64_t n, void *y, void *pre,
+                const void *x);
+
 /* ffn_rows.c: n numbers. u is for LM_SWIGLU */
 void lm__ffn_activate(int activation, float *h, const float *g, const float *u, int64_t n);
 /* With d = dh scale: dg, du; h scaled; dscale += dh h before that. */

@@ -383,7 +383,7 @@ static void panel_piece(const task *t, const panel *w, int64_t p, int64_t k, flo
                 next = lm__min(q + LM_STRIP_COLS, end - 1);
         lm_part slab = {right + next / LM_STRIP_COLS * LM_STRIP_COLS * l->words, 0, 1,
                         k * LM_STRIP_COLS};
-        lm_ahead ahead = lm__ahead((lm_words){LM_F32, 0, NULL}, slab,
+        lm_ahead ahead = lm__ahead((lm_words){LM_F32, 0, NULL, NULL}, slab,
                                    k * lm__ceil_div(w->rows, LM_STRIP_ROWS));
         for (int64_t r = 0; r < w->rows; r += LM_STRIP_ROWS) {
             int64_t rows = lm__min(LM_STRIP_ROWS, w->rows - r);

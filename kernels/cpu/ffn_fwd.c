@@ -88,8 +88,14 @@ int lm_cpu_ffn_fwd(const lm_ffn *f, void *y, void *pre, const void *x) {
     lm_ffn_block *blocks = (lm_ffn_block *)(void *)(order + f->experts);
     int64_t experts = lm__ffn_order(f, order);
     if (experts < 0) return LM_KERNEL_EOOM;
-    for (int64_t i = 0; i < experts; i++) n += lm__ffn_cut(f, order[i], blocks + n);
-    int st = LM_KERNEL_OK, threads = lm__threads(arrivals * f->dim * f->hidden);
+    int64_t many = experts; /* the others have few rows */
+    while (many && f->offset[order[many - 1] + 1] - f->offset[order[many - 1]] <= LM_FEW)
+        many--;
+    int st = many < experts ? lm__ffn_few(&j, order + many, experts - many, y, pre, x)
+                            : LM_KERNEL_OK;
+    if (many == 0 || st != LM_KERNEL_OK) return st;
+    for (int64_t i = 0; i < many; i++) n += lm__ffn_cut(f, order[i], blocks + n);
+    int threads = lm__threads(arrivals * f->dim * f->hidden);
     lm_ffn_room size = {NULL, 0};
     places_in(&j, &size);
 #pragma omp parallel num_threads(threads) reduction(min : st)

@@ -2,19 +2,20 @@
 #define STRIP lm__strip_baseline
 #define LANES 4
 #define HIGH  4
+#define FEW   lm__few_baseline
 #include "kernels/cpu/strip_body.h"
 
 lm_words lm__words(int dtype) {
-    lm_words w = {dtype, 0, lm__strip_baseline};
+    lm_words w = {dtype, 0, lm__strip_baseline, lm__few_baseline};
 #if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        w.strip = lm__strip_avx2;
+        w.strip = lm__strip_avx2, w.few = lm__few_avx2;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return w;
-    w.strip = lm__strip_avx512;
+    w.strip = lm__strip_avx512, w.few = lm__few_avx512;
     if (dtype == LM_BF16 && __builtin_cpu_supports("avx512bf16"))
-        w.pairs = 1, w.strip = lm__strip_avx512bf16;
+        w.pairs = 1, w.strip = lm__strip_avx512bf16, w.few = lm__few_avx512bf16;
 #endif
     return w;
 }

@@ -18,6 +18,14 @@
 
 enum { LM_STRIP_ROWS = 8, LM_STRIP_COLS = 32 };
 
+/* A few columns would leave most of a register empty. Then rows of A become the vectors, turned
+ * on the way from memory, which is what such a product waits for:
+ *
+ *   C [rows, 16] = B [rows, k] A [16, k]',   rows <= 8
+ *
+ * Each sum is made of the same terms in the same order, so it is the same number. */
+enum { LM_FEW = 8, LM_FEW_OUT = 16 };
+
 typedef struct lm_left { /* 8 rows of A: (i, p) is word i * row + p * col */
     const uint32_t *data;
     int64_t row, col; /* col is 1, or 8 with row 1 */
@@ -36,12 +44,20 @@ typedef struct lm_ahead {
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
                          int64_t ldc, int width, int add, lm_ahead *ahead);
 
+/* a: 16 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: bytes from a
+ * to what will be read next */
+typedef void lm_few_fn(int64_t k, const uint32_t *a, int64_t ld,
+                       const uint32_t *const b[LM_FEW], int rows, float *c, int64_t ldc,
+                       int add, int64_t then);
+
 /* strip_avx512bf16.c, and strip_body.h for each instruction set; rows: those of A that exist */
 lm_strip_fn lm__strip_baseline, lm__strip_avx2, lm__strip_avx512, lm__strip_avx512bf16;
+lm_few_fn lm__few_baseline, lm__few_avx2, lm__few_avx512, lm__few_avx512bf16;
 
 typedef struct lm_words { /* how numbers of a dtype become words here */
     int dtype, pairs;     /* pairs: two bf16 to a word */
     lm_strip_fn *strip;
+    lm_few_fn *few;
 } lm_words;
 lm_words lm__words(int dtype);
 

@@ -1,6 +1,7 @@
 /* strip_avx2.c - 4 rows by two registers at once, of the 16 that there are. */
 #if defined(__AVX2__)
 #define STRIP lm__strip_avx2
+#define FEW   lm__few_avx2
 #define LANES 8
 #define HIGH  4
 #include "kernels/cpu/strip_body.h"

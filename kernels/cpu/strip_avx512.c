@@ -1,6 +1,7 @@
 /* strip_avx512.c - 8 rows by two registers: 16 sums, where 8 would keep the units busy. */
 #if defined(__AVX512F__)
 #define STRIP lm__strip_avx512
+#define FEW   lm__few_avx512
 #define LANES 16
 #define HIGH  8
 #include "kernels/cpu/strip_body.h"

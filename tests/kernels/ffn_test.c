@@ -2,6 +2,8 @@
  * activation, biases, empty experts, one that has all rows, sizes that fill nothing. */
 #include "tests/kernels/check.h"
 
+#include <omp.h>
+
 typedef struct {
     int dtype, activation, bias, gathered, scaled, recompute, add;
     int64_t experts, counts[5], dim, hidden;
@@ -181,6 +183,49 @@ static void run(const ffn_case *c) {
     free(down_bias), free(up_bias), free(down), free(up), free(dy), free(x);
 }
 
+/* Few rows go another way (ffn_few.c), to the same bits: what a row becomes does not depend on
+ * how many there are, nor on the threads. */
+static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) {
+    enum { ROWS = 24 };
+    int64_t wide = activation == LM_SWIGLU ? 2 * hidden : hidden, offset[3] = {0, ROWS, ROWS};
+    void *up = random_array(dtype, 2 * wide * dim), *x = random_array(dtype, ROWS * dim);
+    void *down = random_array(dtype, 2 * dim * hidden),
+         *bias = random_array(LM_F32, 2 * (wide + dim));
+    void *y = array(dtype, ROWS * dim), *some = array(dtype, ROWS * dim);
+    void *pre = array(dtype, ROWS * wide), *some_pre = array(dtype, ROWS * wide);
+    int threads = omp_get_max_threads(), other = 0;
+    lm_ffn f = {.dtype = dtype,
+                .activation = activation,
+                .experts = 2,
+                .dim = dim,
+                .hidden = hidden,
+                .offset = offset,
+                .up = up,
+                .down = down,
+                .up_bias = bias,
+                .down_bias = bias,
+                .bias_dtype = LM_F32};
+    ok(lm_cpu_ffn_fwd(&f, y, pre, x));
+    for (int64_t rows = 1; rows <= 9; rows++) {
+        omp_set_num_threads(1 + (int)rows % 3);
+        offset[1] = offset[2] = rows;
+        ok(lm_cpu_ffn_fwd(&f, some, rows % 2 ? some_pre : NULL, x));
+        other += memcmp(y, some, (size_t)(rows * dim) * size_of(dtype)) != 0;
+        for (int64_t i = 0; rows % 2 && i < wide * rows; i++)
+            if (get(dtype, some_pre, i) != get(dtype, pre, i / rows * ROWS + i % rows))
+                printf("pre %d %d\n", (int)(i / rows), (int)(i % rows));
+        for (int64_t i = 0; rows % 2 && i < wide * rows; i++)
+            other += get(dtype, some_pre, i) != get(dtype, pre, i / rows * ROWS + i % rows);
+    }
+    omp_set_num_threads(threads);
+    check_count++;
+    check_failures += other > 0;
+    if (other)
+        check_case("few rows: dtype %d activation %d dim %d hidden %d: %d differ", dtype,
+                   activation, (int)dim, (int)hidden, other);
+    free(some_pre), free(pre), free(some), free(y), free(bias), free(down), free(x), free(up);
+}
+
 TEST(test_ffn) {
     const int64_t counts[][5] = {{0, 0, 0, 0, 0},
                                  {1, 0, 3, 0, 17},
@@ -207,6 +252,11 @@ TEST(test_ffn) {
     run(&c);
     c.dtype = LM_BF16, c.dim = 1100, c.hidden = 270;
     run(&c);
+    for (int dtype = LM_F32; dtype <= LM_BF16; dtype++)
+        for (int a = 0; a < 5; a++) {
+            few_as_many(dtype, f[a], size[a][0], size[a][1]);
+            few_as_many(dtype, f[a], 600 + 531 * a, 300 - 23 * a);
+        }
     ffn_case none = {LM_F32, LM_RELU, 0, 0, 0, 0, 0, 0, {0}, 8, 8};
     run(&none);
 }
