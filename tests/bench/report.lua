@@ -82,12 +82,13 @@ local function sums_of(records)
 end
 
 local function sums_in_markdown(records)
-  local out = { '\n## Beside each peer\n\n| group | type | peer | lines | ours ×, geometric mean | least | where |\n|---|---|---|---|---|---|---|' }
+  local out = { '\n## Beside each peer\n', '| group | type | peer | lines | ours ×, geometric mean | least | where |',
+    '|---|---|---|---|---|---|---|' }
   for _, s in ipairs(sums_of(records)) do
     local fields = { s.group, s.dtype, s.peer, s.lines, ratio(s.mean), ratio(s.least), s.at }
     out[#out + 1] = ('| %s |'):format(table.concat(fields, ' | '))
   end
-  return out[2] and table.concat(out, '\n')
+  return out[4] and table.concat(out, '\n')
 end
 
 --- The whole as Markdown. head: lines about the machine.
