@@ -28,16 +28,19 @@ local function check_callable(f, op)
   status.argument('%s: wants a function, not %s', op, type(f) == 'nil' and 'nil' or 'a ' .. type(f))
 end
 
---- Runs f() without recording; returns what it returns.
+-- An error as it is, for xpcall.
+local function unchanged(message) return message end
+
+local function recorded_again(before, ok, ...)
+  C.lm_grad_set_enabled(before)
+  if not ok then error((...), 0) end
+  return ...
+end
+
+--- Runs f(...) without recording; returns what it returns.
 function autograd.no_grad(f, ...)
   check_callable(f, 'no_grad')
-  local before = C.lm_grad_set_enabled(0)
-  local function done(ok, ...)
-    C.lm_grad_set_enabled(before)
-    if not ok then error((...), 0) end
-    return ...
-  end
-  return done(xpcall(f, function(message) return message end, ...))
+  return recorded_again(C.lm_grad_set_enabled(0), xpcall(f, unchanged, ...))
 end
 
 -- What a custom function's backward returned, a gradient for each input, to the inputs that want one.
@@ -144,10 +147,21 @@ end
 local function each_tensor(value, act, seen)
   if tensor.is_tensor(value) then
     if handle.alive(value) then act(value) end
-  elseif type(value) == 'table' and not seen[value] then
+  elseif type(value) == 'table' and not (seen and seen[value]) then
+    seen = seen or {}
     seen[value] = true
     for _, inner in pairs(value) do each_tensor(inner, act, seen) end
   end
+end
+
+local function left_scope(ok, ...)
+  if ok then
+    for i = 1, select('#', ...) do each_tensor((select(i, ...)), handle.lift) end
+  end
+  C.lm_scope_leave()
+  forget_freed()
+  if not ok then error((...), 0) end
+  return ...
 end
 
 --- Runs f(...); the tensors it made are gone afterwards, except those that it returns
@@ -156,21 +170,12 @@ end
 function autograd.scope(f, ...)
   check_callable(f, 'scope')
   check(C.lm_scope_enter())
-  local function done(ok, ...)
-    if ok then
-      for i = 1, select('#', ...) do each_tensor((select(i, ...)), handle.lift, {}) end
-    end
-    C.lm_scope_leave()
-    forget_freed()
-    if not ok then error((...), 0) end
-    return ...
-  end
-  return done(xpcall(f, function(message) return message end, ...))
+  return left_scope(xpcall(f, unchanged, ...))
 end
 
 --- Takes a tensor, or all in a table, out of the open scopes.
 function autograd.keep(value)
-  each_tensor(value, handle.keep, {})
+  each_tensor(value, handle.keep)
   return value
 end
 

@@ -15,6 +15,10 @@ file:close()
 
 local C = ffi.load(share .. '/../../lib/liblumoe.so') -- package.loaded anchors it
 
+-- A layer of experts is more than LuaJIT's limits of one trace have in mind; and it counts calls in tail position,
+-- of which we have many, as turns of an unrolled loop.
+require('jit.opt').start('loopunroll=60', 'maxrecord=16000', 'maxsnap=2000', 'maxirconst=4000', 'maxmcode=8192')
+
 -- Ctrl-C also frees a rank that waits for the others. (Our program has this module; a plain
 -- luajit has not, and then dies of Ctrl-C anyway.)
 local ours, host = pcall(require, 'lumoe.host')

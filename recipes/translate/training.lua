@@ -21,6 +21,17 @@ function training.model(opts)
   return opts.precision == 'bf16' and model:to 'bf16' or model
 end
 
+local function of_micro_batch(model, batches, step, micro, last)
+  local group = model.mesh.data
+  local raw = batches:get(step - 1, micro, group.rank, group.size)
+  local nll, encoder, decoder = model:loss(corpus.tensors(raw, batches.pad))
+  local loss = nll / raw.step_tgt_tokens
+  if encoder then loss = loss + encoder:float() * (raw.micro_src_tokens / raw.step_src_tokens) end
+  if decoder then loss = loss + decoder:float() * (raw.micro_tgt_tokens / raw.step_tgt_tokens) end
+  loss:backward { last = last }
+  return nll:item() / raw.step_tgt_tokens, raw.step_src_tokens + raw.step_tgt_tokens
+end
+
 --- The gradients of one step, from every micro-batch's share of its loss: this rank's part of the loss, and the
 -- step's tokens. The loss of a step is the sum over its targets divided once by their number, whoever computes
 -- which (DESIGN.md, "One rule for scale"); a balancing loss, a mean over a micro-batch's pieces, counts by its share
@@ -28,18 +39,11 @@ end
 -- So micro-batches change nothing but what is decided over each of them: capacity, and the loads that a
 -- balancing loss multiplies with mean scores.
 function training.gradients(model, batches, step, micro_batches)
-  local total, tokens, group = 0, 0, model.mesh.data
+  local total, tokens = 0, 0
   for micro = 0, micro_batches - 1 do
-    lumoe.scope(function()
-      local raw = batches:get(step - 1, micro, group.rank, group.size)
-      local nll, encoder, decoder = model:loss(corpus.tensors(raw, batches.pad))
-      local loss = nll / raw.step_tgt_tokens
-      if encoder then loss = loss + encoder:float() * (raw.micro_src_tokens / raw.step_src_tokens) end
-      if decoder then loss = loss + decoder:float() * (raw.micro_tgt_tokens / raw.step_tgt_tokens) end
-      loss:backward { last = micro == micro_batches - 1 }
-      total = total + nll:item() / raw.step_tgt_tokens
-      tokens = raw.step_src_tokens + raw.step_tgt_tokens
-    end)
+    local loss
+    loss, tokens = lumoe.scope(of_micro_batch, model, batches, step, micro, micro == micro_batches - 1)
+    total = total + loss
   end
   return total, tokens
 end

@@ -4,7 +4,6 @@
 -- later, so each rank must only differentiate its own tokens' share: `mean` has the value of the global
 -- mean and the gradient of the local part. `part` then scales the value, not the gradient, so that the
 -- ranks' losses add up to the one loss.
-local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local dist = require 'lumoe.dist'
@@ -26,16 +25,18 @@ Batch.__index = Batch
 ---@param plan lumoe.Plan
 ---@param valid lumoe.Tensor?  [tokens] u8 of this rank; nil: all are
 local function batch(plan, valid, router)
-  local counts = ffi.new('float[?]', plan.experts)
   local routed, total = C.lm_plan_routed(plan.pointer), 0
-  for e = 0, plan.experts - 1 do
-    counts[e] = tonumber(routed[e])
-    total = total + counts[e]
-  end
-  local per_expert = tensor.from(counts, { plan.experts })
+  for e = 0, plan.experts - 1 do total = total + tonumber(routed[e]) end
+  local per_expert = tensor.from(routed, { plan.experts }, { dtype = 'i64' }):float()
   return setmetatable({ router = router, experts = plan.experts, top_k = plan.top_k, plan = plan,
     tokens = plan.valid_tokens, valid = valid, tokens_per_expert = per_expert,
     load = per_expert / math.max(total, 1) }, Batch)
+end
+
+-- What the other ranks' tokens add to a sum, as a number that nobody differentiates.
+local function of_others(own, group)
+  own = own:detach()
+  return dist.all_reduce(own:clone(), 'sum', group) - own
 end
 
 --- The mean over the valid tokens of all ranks of x, [tokens] or [tokens, n]: a scalar, or [n].
@@ -49,13 +50,7 @@ function Batch:mean(x)
   end
   local own = x:sum(0) / math.max(self.tokens, 1)
   if self.plan.mesh.data.size == 1 then return own end
-  local rest = recompute.once('mean', function()
-    return autograd.no_grad(function()
-      local all = dist.all_reduce(own:detach():clone(), 'sum', self.plan.mesh.data)
-      return all - own:detach()
-    end)
-  end)
-  return own + rest
+  return own + recompute.once('mean', autograd.no_grad, of_others, own, self.plan.mesh.data)
 end
 
 --- This rank's part of a loss that all ranks have computed alike.

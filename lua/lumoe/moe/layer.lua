@@ -218,15 +218,15 @@ local function make_plan(self, x, tags, own, own_valid)
   return made, choice
 end
 
+local function decide(self, x, tags, own, own_valid)
+  local made, choice = make_plan(self, x, tags, own, own_valid)
+  return { plan = made, expert_ids = choice.expert_ids }, choice
+end
+
 -- The plan and the choice. Where the layer is computed again, the plan is the one of the first time:
 -- the router gives its scores anew, and takes the ids as they were.
 local function route(self, x, tags, own, own_valid)
-  local choice
-  local decided = recompute.once(self:path(), function()
-    local made
-    made, choice = make_plan(self, x, tags, own, own_valid)
-    return { plan = made, expert_ids = choice.expert_ids }
-  end)
+  local decided, choice = recompute.once(self:path(), decide, self, x, tags, own, own_valid)
   if not choice then
     choice = self.router:route(x, tags)
     choice.expert_ids = decided.expert_ids
@@ -234,16 +234,18 @@ local function route(self, x, tags, own, own_valid)
   return decided.plan, choice
 end
 
--- The tokens through the experts and back, weighed. moe.FFN forgets and computes again by itself, and where
--- nothing needs to travel it takes the tokens as they are.
-local function through_experts(self, routed, rows, weights)
+-- What has arrived at this rank's experts, through them. moe.FFN forgets and computes again by itself.
+local function at_experts(arrivals, part, self)
   local experts, again = self.experts, self.recompute
-  if experts.takes_tokens and routed:at_home() then return experts(rows, routed, weights, again) end
-  return routed:through(rows, weights, function(arrivals, part)
-    if experts.takes_tokens then return experts(arrivals, part, nil, again) end
-    if again then return recompute(experts, arrivals, part) end
-    return experts(arrivals, part)
-  end)
+  if experts.takes_tokens then return experts(arrivals, part, nil, again) end
+  if again then return recompute(experts, arrivals, part) end
+  return experts(arrivals, part)
+end
+
+-- The tokens through the experts and back, weighed. Where nothing needs to travel, moe.FFN takes the tokens as they are.
+local function through_experts(self, routed, rows, weights)
+  if self.experts.takes_tokens and routed:at_home() then return self.experts(rows, routed, weights, self.recompute) end
+  return routed:through(rows, weights, at_experts, self)
 end
 
 -- The balancers' losses: this rank's part of each.

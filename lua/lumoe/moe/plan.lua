@@ -136,7 +136,7 @@ end
 
 -- Part after part: while one is with the experts, the next is on its way to them and the one before on its way
 -- home. Backward mirrors it, since it goes through the same halves in the other order.
-local function in_parts(self, x, weights, experts)
+local function in_parts(self, x, weights, experts, ...)
   local rows, w, first, home = {}, {}, 0, {}
   for i, part in ipairs(self.parts) do
     rows[i], w[i] = x[{ { first, first + part.tokens } }], weights[{ { first, first + part.tokens } }]
@@ -150,7 +150,7 @@ local function in_parts(self, x, weights, experts)
   for i, part in ipairs(self.parts) do
     local arrivals = run(part, C.lm_moe_dispatch_finish, out)
     leave(i + 1)
-    local results = experts(arrivals, part)
+    local results = experts(arrivals, part, ...)
     check(C.lm_moe_combine_start(part.pointer, pointer(results, 'combine', 'x'), pointer(w[i], 'combine', 'weights')))
   end
   for i, part in ipairs(self.parts) do
@@ -159,11 +159,11 @@ local function in_parts(self, x, weights, experts)
   return tensor.cat(home, 0)
 end
 
---- x [tokens, dim] to the experts and back: [tokens, dim], weighed. experts(arrivals, plan) -> [arrivals, dim] is
+--- x [tokens, dim] to the experts and back: [tokens, dim], weighed. experts(arrivals, plan, ...) -> [arrivals, dim] is
 -- called with a plan's part for each part; an expert's gradients add up over them.
-function Plan:through(x, weights, experts)
-  if #self.parts == 0 then return self:combine(experts(self:dispatch(x), self), weights) end
-  local ok, result = pcall(in_parts, self, x, weights, experts)
+function Plan:through(x, weights, experts, ...)
+  if #self.parts == 0 then return self:combine(experts(self:dispatch(x), self, ...), weights) end
+  local ok, result = pcall(in_parts, self, x, weights, experts, ...)
   if ok then return result end
   C.lm_moe_abandon(self.pointer)
   error(result, 0)

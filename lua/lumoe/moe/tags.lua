@@ -50,7 +50,7 @@ function tags.flatten(given, lead, mesh)
     if tensor.is_tensor(tag) then flat[name] = flatten(name, tag, lead) else flat[name] = tag end
   end
   flat.tokens = flat.tokens ~= nil and flat.tokens:to('i64'):contiguous()
-    or recompute.once('tokens', function() return count_tokens(count, mesh.data) end)
+    or recompute.once('tokens', count_tokens, count, mesh.data)
   local valid = flat.valid
   if valid ~= nil then valid = valid:to('u8'):contiguous() end
   flat.valid = valid ~= nil and valid or tensor.ones(count, { dtype = 'u8' })

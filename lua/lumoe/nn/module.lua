@@ -167,35 +167,44 @@ end
 
 -- ---- walking --------------------------------------------------------------------------------
 
+local function by_key(a, b)
+  if type(a) == type(b) then return a < b end
+  return type(a) == 'number'
+end
+
+local UNDERSCORE = ('_'):byte()
+
+-- Where a walk goes on from a table.
 local function sorted_keys(t)
   local keys = {}
-  for key in pairs(t) do
-    if type(key) == 'number' or (type(key) == 'string' and key:sub(1, 1) ~= '_') then keys[#keys + 1] = key end
+  for key, value in pairs(t) do
+    if type(value) == 'table' and (type(key) == 'number' or (type(key) == 'string' and key:byte() ~= UNDERSCORE)) then
+      keys[#keys + 1] = key
+    end
   end
-  table.sort(keys, function(a, b)
-    if type(a) == type(b) then return a < b end
-    return type(a) == 'number'
-  end)
+  if #keys > 1 then table.sort(keys, by_key) end
   return keys
 end
 
 local function join(prefix, key) return prefix == '' and tostring(key) or prefix .. '.' .. key end
 
-local function walk(value, path, visit, seen)
+local function walk(value, path, list, seen)
   if type(value) ~= 'table' or seen[value] then return end
   local here = module.is_module(value)
   if not here and getmetatable(value) ~= nil then return end
   seen[value] = true
-  if here then visit(value, path) end
-  for _, key in ipairs(sorted_keys(value)) do walk(value[key], join(path, key), visit, seen) end
+  if here then list[#list + 1] = { path, value } end
+  for _, key in ipairs(sorted_keys(value)) do walk(value[key], join(path, key), list, seen) end
 end
 
 --- {name, module} of this module and all inside it, in order; a module reached twice counts once.
 function Module:named_modules()
   local list = {}
-  walk(self, '', function(m, path) list[#list + 1] = { path, m } end, {})
+  walk(self, '', list, {})
   return list
 end
+
+local function by_name(a, b) return a.name < b.name end
 
 --- A list of { name =, tensor =, spec =, mesh =, module =, key = } sorted by name; mesh is the one it lies
 -- on (dist/placement.lua). A tensor shared by two modules appears once, under the first name.
@@ -210,7 +219,7 @@ function Module:named_parameters()
       list[#list + 1] = { name = join(path, key), tensor = m[key], spec = spec, module = m, key = key }
     end
   end
-  table.sort(list, function(a, b) return a.name < b.name end)
+  table.sort(list, by_name)
   for _, p in ipairs(list) do
     local id = p.tensor:id()
     if not seen[id] then seen[id], unique[#unique + 1] = true, p end
@@ -227,7 +236,7 @@ function Module:named_buffers()
       list[#list + 1] = { name = join(entry[1], key), tensor = entry[2][key], module = entry[2], key = key }
     end
   end
-  table.sort(list, function(a, b) return a.name < b.name end)
+  table.sort(list, by_name)
   return list
 end
 

@@ -35,8 +35,16 @@ end
 local function kept(t) return autograd.keep(t:detach()) end
 local function drop(t) C.lm_handle_drop(t) end
 
-local function obtain(from, name, f)
-  if not from then return f() end
+local obtain
+
+-- Remembers the first of the results.
+local function remembered(from, name, value, ...)
+  from.memory[#from.memory + 1] = { name = name, value = map(value, kept) }
+  return value, ...
+end
+
+function obtain(from, name, f, ...)
+  if not from then return f(...) end
   if from.repeating then
     from.at = from.at + 1
     local entry = from.memory[from.at]
@@ -46,14 +54,12 @@ local function obtain(from, name, f)
     end
     return entry.value
   end
-  local value = obtain(from.outer, name, f)
-  from.memory[#from.memory + 1] = { name = name, value = map(value, kept) }
-  return value
+  return remembered(from, name, obtain(from.outer, name, f, ...))
 end
 
---- f()'s value; inside a repetition, what f returned the first time. `name` finds functions that do
--- not repeat themselves. Tensors in the value carry no gradient.
-function recompute.once(name, f) return obtain(frame, name, f) end
+--- f(...)'s value; inside a repetition, what f returned the first time. `name` finds functions that do
+-- not repeat themselves. Tensors in the value carry no gradient. What else f returns is there the first time alone.
+function recompute.once(name, f, ...) return obtain(frame, name, f, ...) end
 
 --- Whether a repetition is going on: what is counted has been counted.
 function recompute.repeating()
@@ -62,15 +68,16 @@ function recompute.repeating()
   return at ~= nil
 end
 
+local function left(ok, ...)
+  frame = frame.outer
+  if not ok then error((...), 0) end
+  return ...
+end
+
 -- Calls f within a frame, in a scope of its own: only results stay.
 local function within(memory, repeating, f, arguments)
   frame = { memory = memory, at = 0, repeating = repeating, outer = frame }
-  local function done(ok, ...)
-    frame = frame.outer
-    if not ok then error((...), 0) end
-    return ...
-  end
-  return done(xpcall(autograd.scope, function(message) return message end, f, unpack(arguments, 1, arguments.n)))
+  return left(pcall(autograd.scope, f, unpack(arguments, 1, arguments.n)))
 end
 
 -- ---- forward and backward ------------------------------------------------------------------

@@ -80,18 +80,20 @@ local function has_gradient(entry)
   return entry.part.grad ~= nil
 end
 
+local function update(stream, optimizer, lr, scale)
+  stream:update(has_gradient, function(entry, first, count, state)
+    local part = state.parameter or piece_of(entry, first, count)
+    part.grad = state.gradient or entry.part.grad:reshape(-1):narrow(0, first, count)
+    local master = state.master and handle.pointer(state.master)
+    status.check(optimizer:update(handle.pointer(part), state, master, lr, scale, entry.param,
+      optimizer:rounding(entry.param, first)))
+  end)
+end
+
 --- The update of every parameter that has a gradient.
 function Offloaded:step(lr, scale)
   if #self.streams > 0 then status.check(C.lm_offload_discard()) end
-  for _, stream in ipairs(self.streams) do
-    stream:update(has_gradient, function(entry, first, count, state)
-      local part = state.parameter or piece_of(entry, first, count)
-      part.grad = state.gradient or entry.part.grad:reshape(-1):narrow(0, first, count)
-      local master = state.master and handle.pointer(state.master)
-      status.check(self.optimizer:update(handle.pointer(part), state, master, lr, scale, entry.param,
-        self.optimizer:rounding(entry.param, first)))
-    end)
-  end
+  for _, stream in ipairs(self.streams) do update(stream, self.optimizer, lr, scale) end
 end
 
 --- Names of a parameter's slots, sorted; nil when its state is in memory.
