@@ -66,7 +66,7 @@ members.provide(function(value)
   if type(tensor) ~= 'table' or type(value) ~= 'cdata' or not tensor.is_tensor(value) then return nil end
   local all = {}
   for name in pairs(tensor.fields) do all[name] = true end -- no functions: they stand behind a dot alone
-  for name, method in pairs(tensor.methods) do all[name] = method end
+  for name, method in pairs(tensor.all_methods()) do all[name] = method end
   return all
 end)
 

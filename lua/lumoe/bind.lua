@@ -4,13 +4,14 @@
 --
 -- Tensors are followed and checked, `int` also takes a boolean or nil (0), the others are numbers;
 -- each `lm_tensor **` becomes a result. What does not fit (lists, shapes) is written by hand in
--- tensor.lua, which gets the same C functions.
+-- tensor.lua, which gets the same C functions. An operation is made when it is first asked for: a program
+-- uses few of them, and starts sooner.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local handle = require 'lumoe.handle'
 local status = require 'lumoe.status'
 
-local bind = { signatures = {} }
+local bind = { signatures = {} } -- name -> its parameters, as text
 
 local function number(value, op, name)
   if type(value) ~= 'number' then
@@ -37,7 +38,7 @@ end
 local function parameters(text)
   local list = {}
   for item in text:gmatch '[^,]+' do
-    local type_, name = item:match '^%s*(.-%*?%*?)([%w_]+)%s*$'
+    local type_, name = item:match '^(.*[%s*])([%w_]+)$' -- greedy: read once, from the end
     list[#list + 1] = { type = type_:gsub('%s+', ''), name = name }
   end
   return list
@@ -79,23 +80,33 @@ local function source(op, params)
     end]]):format(table.concat(names, ', '), call, C.LM_EOOM, call, table.concat(results, ', '))
 end
 
---- Binds every operation into `methods`, under its name.
-function bind.all(methods)
-  local i = 0
-  while true do
-    local text = C.lm_op_signature(i)
-    if text == nil then return end
-    local op, inside = ffi.string(text):match '^([%w_]+)%((.*)%)$'
-    local params = parameters(inside)
+local function read_signatures()
+  local i, text = 0, C.lm_op_signature(0)
+  while text ~= nil do
+    local op, params = ffi.string(text):match '^([%w_]+)%((.*)%)$'
     bind.signatures[op] = params
-    local fits = true
-    for _, p in ipairs(params) do fits = fits and HANDLED[p.type] and p.name ~= 'list' end
-    if fits then
-      methods[op] = assert(load(source(op, params), '@/lua/lumoe/ops/' .. op))(C, handle.pointer, handle.own,
-        number, whole, flag, status.raise, handle.relieve, ffi.new 'lm_tensor *[1]', ffi.new 'lm_tensor *[1]')
-    end
     i = i + 1
+    text = C.lm_op_signature(i)
   end
 end
+read_signatures()
+
+local function make(op)
+  local params = parameters(bind.signatures[op])
+  for _, p in ipairs(params) do
+    if not HANDLED[p.type] or p.name == 'list' then return nil end
+  end
+  return assert(load(source(op, params), '@/lua/lumoe/ops/' .. op))(C, handle.pointer, handle.own,
+    number, whole, flag, status.raise, handle.relieve, ffi.new 'lm_tensor *[1]', ffi.new 'lm_tensor *[1]')
+end
+
+--- Every operation that fits, under its name; nil for other names.
+bind.ops = setmetatable({}, {
+  __index = function(ops, op)
+    local f = bind.signatures[op] and make(op)
+    if f then rawset(ops, op, f) end
+    return f
+  end,
+})
 
 return bind

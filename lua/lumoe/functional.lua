@@ -1,40 +1,35 @@
 --- Operations with defaults and options: methods of a tensor like those of bind.lua, under PyTorch's names.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local bind = require 'lumoe.bind'
 local handle = require 'lumoe.handle'
 local parallel = require 'lumoe.dist.parallel'
 local random = require 'lumoe.random'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 
-local pointer = handle.pointer
+local pointer, ops = handle.pointer, bind.ops
 local Tensor = tensor.methods
 
-local softmax, log_softmax, logsumexp = Tensor.softmax, Tensor.log_softmax, Tensor.logsumexp
-local layer_norm, rms_norm, rope = Tensor.layer_norm, Tensor.rms_norm, Tensor.rope
-local topk, sort, cross_entropy = Tensor.topk, Tensor.sort, Tensor.cross_entropy
-local linear_cross_entropy, dropout = Tensor.linear_cross_entropy, Tensor.dropout
-local attention, packed_attention = Tensor.scaled_dot_product_attention, Tensor.packed_attention
-
 --- Over one dim, the last by default. Computed in f32, given in x's dtype.
-function Tensor:softmax(dim) return softmax(self, dim or -1) end
-function Tensor:log_softmax(dim) return log_softmax(self, dim or -1) end
-function Tensor:logsumexp(dim, keepdim) return logsumexp(self, dim or -1, keepdim) end
+function Tensor:softmax(dim) return ops.softmax(self, dim or -1) end
+function Tensor:log_softmax(dim) return ops.log_softmax(self, dim or -1) end
+function Tensor:logsumexp(dim, keepdim) return ops.logsumexp(self, dim or -1, keepdim) end
 
 --- Over the last dim; weight and bias have its size and may be nil.
-function Tensor:layer_norm(weight, bias, eps) return layer_norm(self, weight, bias, eps or 1e-5) end
-function Tensor:rms_norm(weight, eps) return rms_norm(self, weight, eps or 1e-6) end
+function Tensor:layer_norm(weight, bias, eps) return ops.layer_norm(self, weight, bias, eps or 1e-5) end
+function Tensor:rms_norm(weight, eps) return ops.rms_norm(self, weight, eps or 1e-6) end
 
 --- The k largest along dim (the last), descending, ties to the lower index: values, ids (i64).
-function Tensor:topk(k, dim) return topk(self, k, dim or -1) end
+function Tensor:topk(k, dim) return ops.topk(self, k, dim or -1) end
 --- All in order along dim (the last), stable: values, ids (i64).
-function Tensor:sort(dim, descending) return sort(self, dim or -1, descending) end
+function Tensor:sort(dim, descending) return ops.sort(self, dim or -1, descending) end
 
 --- Each element is 0 with chance p, else over 1 - p. The draws are the script's next, as those of lumoe.rand, or those
 -- of a stream (random.stream gives its two halves); rows: i64 ids of the rows (all dims but the last).
 function Tensor:dropout(p, high, low, rows)
   if high == nil then high, low = random.stream 'script' end
-  return dropout(self, p, high, low, rows)
+  return ops.dropout(self, p, high, low, rows)
 end
 
 local CROSS_ENTROPY = { ignore_index = true, label_smoothing = true, z_loss = true, reduction = true, cut = true }
@@ -60,7 +55,7 @@ function Tensor:cross_entropy(targets, opts)
   local cut, smoothing, z_loss = opts.cut, opts.label_smoothing or 0, opts.z_loss or 0
   local losses = cut and owned(C.lm_cut_cross_entropy(cut.group.pointer, cut.first, cut.whole,
       pointer(self, 'cross_entropy', 'logits'), pointer(targets, 'cross_entropy', 'targets'), ignore, smoothing, z_loss, out))
-    or cross_entropy(self, targets, ignore, smoothing, z_loss)
+    or ops.cross_entropy(self, targets, ignore, smoothing, z_loss)
   if reduction == 'none' then return losses end
   if reduction == 'sum' then return losses:sum() end
   return losses:sum() / math.max(1, targets:ne(ignore):sum():item())
@@ -77,7 +72,7 @@ function Tensor:linear_cross_entropy(weight, targets, opts)
   opts = tensor.options(opts, LINEAR_CROSS_ENTROPY, 'linear_cross_entropy')
   local cut, ignore = opts.cut, opts.ignore_index or -100
   local smoothing, z_loss = opts.label_smoothing or 0, opts.z_loss or 0
-  if not cut then return linear_cross_entropy(self, weight, targets, ignore, smoothing, z_loss) end
+  if not cut then return ops.linear_cross_entropy(self, weight, targets, ignore, smoothing, z_loss) end
   local x = parallel.copy_to(self, cut.group)
   return owned(C.lm_cut_linear_cross_entropy(cut.group.pointer, cut.first, cut.whole, pointer(x),
     pointer(weight, 'linear_cross_entropy', 'weight'), pointer(targets, 'linear_cross_entropy', 'targets'), ignore,
@@ -98,7 +93,7 @@ function Tensor:attention(k, v, opts)
     local width = C.lm_tensor_ndim(p) > 0 and C.lm_tensor_size(p, C.lm_tensor_ndim(p) - 1) or 1
     scale = 1 / math.sqrt(math.max(1, width))
   end
-  return attention(self, k, v, opts.key_mask, opts.causal, scale)
+  return ops.scaled_dot_product_attention(self, k, v, opts.key_mask, opts.causal, scale)
 end
 Tensor.scaled_dot_product_attention = Tensor.attention
 
@@ -116,7 +111,7 @@ function Tensor:packed_attention(heads, opts)
     local width = C.lm_tensor_ndim(p) > 0 and C.lm_tensor_size(p, C.lm_tensor_ndim(p) - 1) or 1
     scale = 1 / math.sqrt(math.max(1, width / (opts.kv and 1 or 3) / heads))
   end
-  return packed_attention(self, opts.kv, heads, opts.key_mask, opts.causal, scale, rope_base)
+  return ops.packed_attention(self, opts.kv, heads, opts.key_mask, opts.causal, scale, rope_base)
 end
 
 local ROPE = { base = true, interleaved = true }
@@ -133,7 +128,7 @@ function Tensor:rope(positions, opts)
     local time = self:dim() > 1 and self:size(-2) or 0
     positions = tensor.arange(first, first + time, { dtype = 'i32' })
   end
-  return rope(self, positions, opts.base or 10000, opts.interleaved)
+  return ops.rope(self, positions, opts.base or 10000, opts.interleaved)
 end
 
 return Tensor

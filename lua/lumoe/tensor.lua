@@ -9,14 +9,20 @@ local bind = require 'lumoe.bind'
 local handle = require 'lumoe.handle'
 local status = require 'lumoe.status'
 
-local pointer, own, check = handle.pointer, handle.own, status.check
+local pointer, own, check, ops = handle.pointer, handle.own, status.check, bind.ops
 local istype, handle_t = ffi.istype, handle.type
 
 ---@class lumoe.Tensor
-local Tensor = {}
+local Tensor = setmetatable({}, { __index = ops })
 local tensor = { methods = Tensor }
 
-bind.all(Tensor)
+--- The methods, with all those that nobody has asked for yet.
+function tensor.all_methods()
+  for op in pairs(bind.signatures) do
+    if rawget(Tensor, op) == nil then Tensor[op] = ops[op] end
+  end
+  return Tensor
+end
 
 -- ---- arguments ----------------------------------------------------------------------------
 
@@ -57,21 +63,35 @@ tensor.options = options
 local CREATE = { dtype = true, requires_grad = true }
 local shape_buffer = ffi.new('int64_t[?]', 64)
 
+-- The i-th size into shape_buffer.
+local function put(op, i, size)
+  if type(size) ~= 'number' or size ~= math.floor(size) then
+    status.argument('%s: size %d must be a whole number, not %s', op, i, tostring(size))
+  end
+  shape_buffer[i - 1] = size
+end
+
+-- Written out: a trace does not like loops of two or three turns.
+local function put_all(op, n, a, b, c, d, e, f)
+  if n > 6 then status.argument('%s: at most 6 dims, not %d', op, n) end
+  if n > 0 then put(op, 1, a) end
+  if n > 1 then put(op, 2, b) end
+  if n > 2 then put(op, 3, c) end
+  if n > 3 then put(op, 4, d) end
+  if n > 4 then put(op, 5, e) end
+  if n > 5 then put(op, 6, f) end
+  return n
+end
+
 -- Reads `2, 3` or `{2, 3}` into shape_buffer; returns the count and what follows the sizes.
 local function sizes(op, first, ...)
-  local list, rest = first, ...
-  if type(first) ~= 'table' then
-    list, rest = { first, ... }, nil
-    if type(list[#list]) == 'table' then rest = table.remove(list) end
+  if type(first) == 'table' then
+    return put_all(op, #first, first[1], first[2], first[3], first[4], first[5], first[6]), (...)
   end
-  if #list > 6 then status.argument('%s: at most 6 dims, not %d', op, #list) end
-  for i = 1, #list do
-    if type(list[i]) ~= 'number' or list[i] ~= math.floor(list[i]) then
-      status.argument('%s: size %d must be a whole number, not %s', op, i, tostring(list[i]))
-    end
-    shape_buffer[i - 1] = list[i]
-  end
-  return #list, rest
+  if first == nil then return 0 end
+  local n, last = 1 + select('#', ...), select(-1, first, ...)
+  if type(last) == 'table' then return put_all(op, n - 1, first, ...), last end
+  return put_all(op, n, first, ...), nil
 end
 tensor.sizes = sizes
 
@@ -164,8 +184,12 @@ function tensor.tensor(value, opts)
   return finish(t, opts)
 end
 
+local POINTER = {}
+for name, c in pairs(ctype) do POINTER[name] = ffi.typeof(c .. ' *') end
+
 -- Raises where C would read what is not there: no array or pointer, NULL, or an array that is too short.
 local function check_source(cdata, dtype, dims)
+  if istype(POINTER[dtype] or POINTER.f32, cdata) and cdata ~= nil then return end -- the usual, without a word
   local kind = type(cdata) == 'cdata' and tostring(ffi.typeof(cdata)) or type(cdata)
   if not kind:find '^ctype<.*[%*%[]' then status.argument('from: wants an FFI array or pointer, not %s', kind) end
   if cdata == nil then status.argument 'from: the pointer is NULL' end
@@ -211,8 +235,13 @@ function Tensor:size(dim)
 end
 
 function Tensor:shape_table()
-  local p, list = pointer(self, 'shape', 'self'), {}
-  for d = 0, C.lm_tensor_ndim(p) - 1 do list[d + 1] = C.lm_tensor_size(p, d) end
+  local p = pointer(self, 'shape', 'self')
+  local n = C.lm_tensor_ndim(p)
+  if n == 1 then return { C.lm_tensor_size(p, 0) } end -- written out, as above
+  if n == 2 then return { C.lm_tensor_size(p, 0), C.lm_tensor_size(p, 1) } end
+  if n == 3 then return { C.lm_tensor_size(p, 0), C.lm_tensor_size(p, 1), C.lm_tensor_size(p, 2) } end
+  local list = {}
+  for d = 0, n - 1 do list[d + 1] = C.lm_tensor_size(p, d) end
   return list
 end
 
@@ -272,7 +301,7 @@ end
 
 -- ---- dtype, shape -------------------------------------------------------------------------
 
-function Tensor:to(dtype) return Tensor.to_dtype(self, dtype_of(dtype, 'to')) end
+function Tensor:to(dtype) return ops.to_dtype(self, dtype_of(dtype, 'to')) end
 function Tensor:float() return self:to 'f32' end
 function Tensor:bfloat16() return self:to 'bf16' end
 function Tensor:int() return self:to 'i32' end
@@ -343,68 +372,74 @@ local function as_tensor(value, like, op)
   return tensor.tensor(value, { dtype = dtype })
 end
 
--- a op b where either may be a number; `reversed` computes number op tensor.
-local function operator(name, with_number, reversed)
-  local both = Tensor[name]
-  local function apply(a, b)
-    if type(b) == 'number' then return with_number(a, b) end
-    if type(a) == 'number' then return reversed(b, a) end
-    return both(a, b)
-  end
-  Tensor[name] = apply
-  return apply
+-- a op b where either may be a number.
+function Tensor.add(a, b)
+  if type(b) == 'number' then return ops.add_scalar(a, b) end
+  if type(a) == 'number' then return ops.add_scalar(b, a) end
+  return ops.add(a, b)
+end
+function Tensor.sub(a, b)
+  if type(b) == 'number' then return ops.add_scalar(a, -b) end
+  if type(a) == 'number' then return ops.rsub_scalar(b, a) end
+  return ops.sub(a, b)
+end
+function Tensor.mul(a, b)
+  if type(b) == 'number' then return ops.mul_scalar(a, b) end
+  if type(a) == 'number' then return ops.mul_scalar(b, a) end
+  return ops.mul(a, b)
+end
+function Tensor.div(a, b)
+  if type(b) == 'number' then return ops.div_scalar(a, b) end
+  if type(a) == 'number' then return ops.rdiv_scalar(b, a) end
+  return ops.div(a, b)
+end
+function Tensor.pow(a, b)
+  if type(b) == 'number' then return ops.pow_scalar(a, b) end
+  if type(a) == 'number' then return ops.rpow_scalar(b, a) end
+  return ops.pow(a, b)
 end
 
 local metatable = {
-  __add = operator('add', Tensor.add_scalar, Tensor.add_scalar),
-  __sub = operator('sub', function(a, s) return Tensor.add_scalar(a, -s) end, Tensor.rsub_scalar),
-  __mul = operator('mul', Tensor.mul_scalar, Tensor.mul_scalar),
-  __div = operator('div', Tensor.div_scalar, Tensor.rdiv_scalar),
-  __pow = operator('pow', Tensor.pow_scalar, Tensor.rpow_scalar),
-  __unm = Tensor.neg,
+  __add = Tensor.add, __sub = Tensor.sub, __mul = Tensor.mul, __div = Tensor.div, __pow = Tensor.pow,
+  __unm = function(x) return ops.neg(x) end,
 }
 
-for _, name in ipairs { 'maximum', 'minimum' } do
-  local both = Tensor[name]
-  Tensor[name] = function(a, b) return both(a, as_tensor(b, a, name)) end
-end
+function Tensor.maximum(a, b) return ops.maximum(a, as_tensor(b, a, 'maximum')) end
+function Tensor.minimum(a, b) return ops.minimum(a, as_tensor(b, a, 'minimum')) end
 
 -- Comparisons are methods: Lua's operators can only return booleans.
-local compare = Tensor.compare
 for name, number in pairs { eq = C.LM_EQ, ne = C.LM_NE, lt = C.LM_LT, le = C.LM_LE, gt = C.LM_GT, ge = C.LM_GE } do
-  Tensor[name] = function(a, b) return compare(a, as_tensor(b, a, name), number) end
+  Tensor[name] = function(a, b) return ops.compare(a, as_tensor(b, a, name), number) end
 end
 
 --- a where cond, b elsewhere; either may be a number.
 function tensor.where(cond, a, b)
   pointer(cond, 'where', 'cond')
   local like = istype(handle_t, a) and a or istype(handle_t, b) and b or cond:float()
-  return Tensor.where(cond, as_tensor(a, like, 'where'), as_tensor(b, like, 'where'))
+  return ops.where(cond, as_tensor(a, like, 'where'), as_tensor(b, like, 'where'))
 end
 
-local clamp = Tensor.clamp
-function Tensor:clamp(lo, hi) return clamp(self, lo or -math.huge, hi or math.huge) end
+function Tensor:clamp(lo, hi) return ops.clamp(self, lo or -math.huge, hi or math.huge) end
 
 -- Without a dim: over everything.
-for _, name in ipairs { 'sum', 'mean' } do
-  local over, all = Tensor[name], Tensor[name .. '_all']
-  Tensor[name] = function(x, dim, keepdim)
-    if dim == nil then return all(x) end
-    return over(x, dim, keepdim)
-  end
+function Tensor.sum(x, dim, keepdim)
+  if dim == nil then return ops.sum_all(x) end
+  return ops.sum(x, dim, keepdim)
+end
+function Tensor.mean(x, dim, keepdim)
+  if dim == nil then return ops.mean_all(x) end
+  return ops.mean(x, dim, keepdim)
 end
 for _, name in ipairs { 'max', 'min', 'argmax', 'argmin' } do
-  local over = Tensor[name]
   Tensor[name] = function(x, dim, keepdim)
-    if dim == nil then return (over(x:flatten(), 0)) end
-    return over(x, dim, keepdim)
+    if dim == nil then return (ops[name](x:flatten(), 0)) end
+    return ops[name](x, dim, keepdim)
   end
 end
 
 -- Without a dim: all that are 1.
-local squeeze = Tensor.squeeze
 function Tensor:squeeze(dim)
-  if dim ~= nil then return squeeze(self, dim) end
+  if dim ~= nil then return ops.squeeze(self, dim) end
   local kept = {}
   for _, n in ipairs(self:shape_table()) do
     if n ~= 1 then kept[#kept + 1] = n end
@@ -462,13 +497,18 @@ local getters = {
 tensor.fields = getters
 
 function metatable.__index(x, key)
-  local method = Tensor[key]
+  local method = rawget(Tensor, key)
   if method then return method end
   local kind = type(key)
   if kind == 'number' then return x:select(0, key) end
   if kind == 'table' then return slice(x, key) end
   local get = getters[key]
   if get then return get(x) end
+  method = ops[key]
+  if method then
+    Tensor[key] = method
+    return method
+  end
   status.argument("a tensor has no field or method '%s'", tostring(key))
 end
 
