@@ -38,39 +38,6 @@ static const void *element(const void *x, int dtype, int64_t i) {
     return (const char *)x + (size_t)i * lm__size(dtype);
 }
 
-/* Rows of b that a strip of 1, 2, 4 or 8 reads; those that are too many repeat the last. */
-static int rounded(int rows, const uint32_t *b[LM_FEW]) {
-    int up = 1;
-    while (up < rows) up *= 2;
-    for (int r = rows; r < up; r++) b[r] = b[rows - 1];
-    return up;
-}
-
-/* c [rows, GROUP] = b a', added to c when add. a: up to GROUP rows of a weight */
-static void product(const few_job *f, lm_part a, const uint32_t *const b[LM_FEW], int rows,
-                    float *c, int add, uint32_t *room) {
-    lm_words w = f->j->w;
-    int64_t k = lm__words_of(w, a.n);
-    for (int64_t i = 0; i < a.rows; i += LM_FEW_OUT) {
-        int64_t high = lm__min(LM_FEW_OUT, a.rows - i), half = lm__min(LM_STRIP_ROWS, high);
-        const void *from = element(a.x, w.dtype, i * a.ld);
-        lm_left left = lm__left_rows(w, from, a.ld, half, a.n, room);
-        int64_t then = (int64_t)lm__size(w.dtype) * LM_FEW_OUT * a.ld;
-        if (left.data == room || high < LM_FEW_OUT) { /* brought together, zeros below */
-            for (int64_t r = 0; r < LM_FEW_OUT; r++)
-                if (r >= high) memset(room + r * k, 0, (size_t)k * sizeof *room);
-                else {
-                    const void *row = element(from, w.dtype, r * a.ld);
-                    const uint32_t *words = lm__row_words(w, row, a.n, room + r * k);
-                    if (words != room + r * k)
-                        memcpy(room + r * k, words, (size_t)k * sizeof *room);
-                }
-            left = (lm_left){room, k, 1};
-        }
-        w.few(k, left.data, left.row, b, rows, c + i, GROUP, add, then);
-    }
-}
-
 /* x + bias as lm__ffn_settle does it for one of many */
 static void settle(const lm_ffn *f, float *x, const float *bias, int64_t n) {
     if (!bias) lm__ffn_settle(f->dtype, x, 0, n);
@@ -113,15 +80,15 @@ static void up(const few_job *f, int64_t i, int64_t unit, places *p, void *pre, 
         b[r] = lm__row_words(j->w, element(x, of->dtype, row * of->dim), of->dim,
                              p->x + r * (j->d_words + 1));
     }
-    int high = rounded(rows, b);
+    int high = lm__few_rows(rows, b);
     if (n < GROUP) memset(p->gate, 0, 2 * LM_FEW * GROUP * sizeof(float)); /* what is no unit */
     for (int half = 0; half < j->halves; half++) {
         float *c = p->gate + half * LM_FEW * GROUP, room[GROUP];
         int64_t row = half * of->hidden + unit;
         for (int64_t q = 0; q < of->dim; q += inner) {
             for (int r = 0; r < high; r++) at[r] = b[r] + lm__words_of(j->w, q);
-            product(f, lm__ffn_up_part(j, e, row, n, q, lm__min(inner, of->dim - q)), at, high,
-                    c, q > 0, p->left);
+            lm__few_product(j->w, lm__ffn_up_part(j, e, row, n, q, lm__min(inner, of->dim - q)),
+                            at, high, c, GROUP, q > 0, p->left);
         }
         const float *bias = NULL;
         if (of->up_bias)
@@ -149,8 +116,8 @@ static void down(const few_job *f, int64_t i, int64_t d, places *p, void *y) {
     for (int64_t q = 0; q < of->hidden; q += j->stretch) {
         for (int r = 0; r < rows; r++)
             b[r] = f->h + (f->start[i] + r) * f->h_words + lm__words_of(j->w, q);
-        product(f, lm__ffn_down_part(j, e, d, n, q, lm__min(j->stretch, of->hidden - q)), b,
-                rounded(rows, b), c, q > 0, p->left);
+        lm_part part = lm__ffn_down_part(j, e, d, n, q, lm__min(j->stretch, of->hidden - q));
+        lm__few_product(j->w, part, b, lm__few_rows(rows, b), c, GROUP, q > 0, p->left);
     }
     const float *bias = NULL;
     if (of->down_bias)

@@ -17,11 +17,12 @@
  *
  * What oneDNN cannot take as it is (an operand without a unit stride, mixed types, bf16 on a
  * CPU without bf16 products) is brought into f32 panels first. The smallest products are not
- * worth a call of it (kernels/cpu/small_gemm.c). Another library takes this
- * file's place by defining lm_cpu_gemm, lm_cpu_gemm_act, lm_cpu_gemm_repeatable and
- * lm_cpu_has_bf16. */
+ * worth a call of it (kernels/cpu/small_gemm.c), and a few rows times a weight are faster
+ * without (kernels/cpu/thin_gemm.c). Another library takes this file's place by defining
+ * lm_cpu_gemm, lm_cpu_gemm_act, lm_cpu_gemm_repeatable and lm_cpu_has_bf16. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/small_gemm.h"
+#include "kernels/cpu/thin_gemm.h"
 
 #include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
@@ -442,6 +443,40 @@ static int without_product(int64_t batch, int64_t m, int64_t n, double beta, con
     return st;
 }
 
+/* With few rows oneDNN gains little by a second thread: each makes some columns then. */
+enum { WIDE_ROWS = 64, WIDE_COLS = 64 };
+
+static int is_wide(const key *q) {
+    return q->threads > 1 && q->batch[2] == 1 && q->m <= WIDE_ROWS && q->n >= 2 * WIDE_COLS &&
+           q->stride[2][2] == 1 && q->n * q->k >= LM_PARALLEL_FROM;
+}
+
+static void *moved(void *data, int dtype, int64_t by) {
+    return data ? (char *)data + by * (int64_t)lm__size(dtype) : NULL;
+}
+
+static int in_columns(const key *k, void *const data[3], const void *bias) {
+    int64_t parts = lm__ceil_div(k->n, WIDE_COLS);
+    int st = LM_KERNEL_OK;
+#pragma omp parallel num_threads(k->threads) reduction(min : st)
+    {
+        int64_t first, last;
+        lm__share(parts, &first, &last);
+        first *= WIDE_COLS, last = lm__min(last * WIDE_COLS, k->n);
+        if (first < last) st = start();
+        if (first < last && st == LM_KERNEL_OK) {
+            key q = *k;
+            void *part[3] = {data[0], moved(data[1], k->dtype[1], first * k->stride[1][2]),
+                             moved(data[2], k->dtype[2], first)};
+            const void *from =
+                bias ? (const char *)bias + (size_t)first * lm__size(k->bias_dtype) : NULL;
+            q.n = last - first, q.threads = 1;
+            st = product(&q, part, from);
+        }
+    }
+    return st;
+}
+
 /* bias as oneDNN takes it: f32 beside f32, and before the scaling by alpha */
 static int bias_panel(const void **bias, int *dtype, int64_t n, int input, double alpha) {
     if (!*bias || (alpha == 1.0 && (*dtype == LM_F32 || input == LM_BF16))) return LM_KERNEL_OK;
@@ -481,6 +516,8 @@ int lm_cpu_gemm_act(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha
     if (batch == 0 || m == 0 || n == 0) return LM_KERNEL_OK;
     if (k == 0 || alpha == 0)
         return without_product(batch, m, n, beta, c, bias, bias_dtype, activation);
+    if (lm__gemm_is_thin(batch, m, n, k, a, b, c))
+        return lm__gemm_thin(m, n, k, alpha, a, b, beta, c, bias, bias_dtype, activation);
     int st = start();
     if (st != LM_KERNEL_OK) return st;
 
@@ -525,7 +562,7 @@ int lm_cpu_gemm_act(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha
     q.alpha = (float)alpha;
     q.beta = (float)beta;
     q.threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-    st = product(&q, data, bias);
+    st = is_wide(&q) ? in_columns(&q, data, bias) : product(&q, data, bias);
     if (st == LM_KERNEL_OK && aside) {
         const int64_t shape[3] = {batch, m, n}, from[3] = {m * n, n, 1};
         const int64_t to[3] = {out.batch_stride, out.row_stride, out.col_stride};

@@ -101,6 +101,12 @@ void lm__left_turned(lm_words w, const void *x, int64_t ld, int64_t n, int64_t c
 void lm__pair(lm_words w, const void *even, const void *odd, int64_t n, uint32_t *to);
 /* The same of floats. */
 void lm__pair_floats(lm_words w, const float *even, const float *odd, int64_t n, uint32_t *to);
+/* As many rows of b as a strip of few can have; those that are too many repeat the last. */
+int lm__few_rows(int rows, const uint32_t *b[LM_FEW]);
+/* c [rows, a.rows rounded up to 16] = B A', rows as of lm__few_rows; room: 16 * words_of(a.n)
+ */
+void lm__few_product(lm_words w, lm_part a, const uint32_t *const b[LM_FEW], int rows, float *c,
+                     int64_t ldc, int add, uint32_t *room);
 /* 32 rows of n words -> [n, 32]. Rows may be NULL: zeros. */
 void lm__turn(const uint32_t *const rows[LM_STRIP_COLS], int64_t n, uint32_t *to);
 

@@ -1,6 +1,8 @@
 /* gemm_test.c - matrix products in every layout, dtype and awkward size. */
 #include "tests/kernels/check.h"
 
+#include <omp.h>
+
 /* layout: 0 row-major, 1 column-major, 2 with gaps, 3 every second column (no unit stride) */
 static lm_matrix matrix(int dtype, int64_t batch, int64_t rows, int64_t cols, int layout) {
     lm_matrix x = {.dtype = dtype};
@@ -127,6 +129,44 @@ static void all_cases(void) {
         }
 }
 
+/* A few rows times a weight [n, k] (thin_gemm.c), and some more rows by columns: sizes that
+ * fill nothing, rows apart, and the same bits from any number of threads and rows. */
+static void few_rows(void) {
+    const int64_t n[] = {16, 31, 64, 100, 391}, k[] = {16, 33, 128, 1030};
+    int types = 0;
+    for (int64_t m = 1; m <= 70; m += m < 9 ? 1 : 20)
+        for (int i = 0; i < 5; i++)
+            for (int j = 0; j < 4; j++, types++) {
+                int dtype = types & 1, activation = types % 3 == 0 ? LM_SILU : 0;
+                gemm_case g = {
+                    1, m, n[i],           k[j], dtype, dtype,         dtype || types & 2,
+                    0, 1, types >> 1 & 2, 1,    0,     types % 3 - 1, activation,
+                    0};
+                g.c = dtype ? types >> 1 & 1 : LM_F32;
+                run_case(&g);
+                g.alpha = 0.5, g.beta = 1, g.activation = 0;
+                run_case(&g);
+            }
+    enum { ROWS = 8, N = 391, K = 270 };
+    for (int dtype = LM_F32; dtype <= LM_BF16; dtype++) {
+        void *x = random_array(dtype, ROWS * (K + 3)), *w = random_array(dtype, N * K);
+        float *y = array(LM_F32, ROWS * N), *some = array(LM_F32, ROWS * N);
+        lm_matrix a = {x, dtype, 0, K + 3, 1}, b = {w, dtype, 0, 1, K};
+        lm_matrix c = {y, LM_F32, 0, N, 1}, d = {some, LM_F32, 0, N, 1};
+        int threads = omp_get_max_threads();
+        ok(lm_cpu_gemm(1, ROWS, N, K, 1, &a, &b, 0, &c, NULL, 0));
+        for (int m = 1; m <= ROWS; m++) {
+            omp_set_num_threads(1 + m % 3);
+            ok(lm_cpu_gemm(1, m, N, K, 1, &a, &b, 0, &d, NULL, 0));
+            int same = memcmp(y, some, (size_t)m * N * sizeof *y) == 0;
+            check_count++, check_failures += !same;
+            if (!same) check_case("few rows: dtype %d, %d of %d rows differ", dtype, m, ROWS);
+        }
+        omp_set_num_threads(threads);
+        free(some), free(y), free(w), free(x);
+    }
+}
+
 /* Sums of one piece and of several, strides that go aside, nothing to multiply. */
 static void activations(void) {
     const int f[] = {LM_RELU, LM_GELU, LM_GELU_TANH, LM_SILU};
@@ -148,6 +188,7 @@ static void activations(void) {
 }
 
 TEST(test_gemm) {
+    few_rows();
     for (int on = 0; on < 2; on++) {
         lm_cpu_gemm_repeatable(on);
         all_cases();
