@@ -494,11 +494,6 @@ static int bias_panel(const void **bias, int *dtype, int64_t n, int input, doubl
 int lm_cpu_gemm(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha,
                 const lm_matrix *a, const lm_matrix *b, double beta, const lm_matrix *c,
                 const void *bias, int bias_dtype) {
-    if (lm__is_float(a->dtype) && lm__is_float(b->dtype) && lm__is_float(c->dtype) &&
-        lm__gemm_is_small(batch, m, n, k)) {
-        lm__gemm_small(batch, m, n, k, alpha, a, b, beta, c, bias, bias_dtype);
-        return LM_KERNEL_OK;
-    }
     return lm_cpu_gemm_act(batch, m, n, k, alpha, a, b, beta, c, bias, bias_dtype, -1);
 }
 
@@ -513,6 +508,10 @@ int lm_cpu_gemm_act(int64_t batch, int64_t m, int64_t n, int64_t k, double alpha
     if (!lm__is_float(a->dtype) || !lm__is_float(b->dtype) || !lm__is_float(c->dtype) ||
         !known(activation))
         return LM_KERNEL_EDTYPE;
+    if (activation == -1 && lm__gemm_is_small(batch, m, n, k)) {
+        lm__gemm_small(batch, m, n, k, alpha, a, b, beta, c, bias, bias_dtype);
+        return LM_KERNEL_OK;
+    }
     if (batch == 0 || m == 0 || n == 0) return LM_KERNEL_OK;
     if (k == 0 || alpha == 0)
         return without_product(batch, m, n, beta, c, bias, bias_dtype, activation);

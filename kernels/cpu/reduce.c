@@ -41,7 +41,8 @@ static double merge(int op, double a, double x) {
 /* n contiguous elements from `at` on, n at most LM_BLOCK */
 static double block(fold_fn *fold, int op, int dtype, const void *x, int64_t at, int64_t n) {
     float acc[LANES], buf[LM_CHUNK];
-    for (int j = 0; j < LANES; j++) acc[j] = identity(op);
+    int64_t lanes = lm__min(LANES, n);
+    for (int64_t j = 0; j < lanes; j++) acc[j] = identity(op);
     for (int64_t i = 0; i < n; i += LM_CHUNK) {
         int64_t len = lm__min(LM_CHUNK, n - i);
         const float *v = lm__load(dtype, x, at + i, len, buf);
@@ -49,7 +50,7 @@ static double block(fold_fn *fold, int op, int dtype, const void *x, int64_t at,
         fold(acc, v + len / LANES * LANES, 1, LANES, len % LANES);
     }
     double all = identity(op);
-    for (int j = 0; j < LANES; j++) all = merge(op, all, acc[j]);
+    for (int64_t j = 0; j < lanes; j++) all = merge(op, all, acc[j]);
     return all;
 }
 

@@ -7,23 +7,28 @@
  * layer's residual, x = a + dropout(h), goes with the norm that follows: one pass each way. */
 #include "runtime/ops/dropout.h"
 
-enum { X, WEIGHT, MEAN, RSTD, MASK }; /* saved; i[0]: 1 for layer_norm; f[0]: p */
+enum { X, WEIGHT, STATS, MASK }; /* saved; i[0]: 1 for layer_norm; f[0]: p */
 
 static float *floats(const lm_tensor *t) { return t ? (float *)(void *)t->data : NULL; }
 static void *data(const lm_tensor *t) { return t ? t->data : NULL; }
 
+/* Of each row: [rows] rstd, or [2, rows] rstd and mean. */
+static float *rstd(const lm_tensor *stats) { return floats(stats); }
+static float *mean(const lm_tensor *stats) {
+    return stats->ndim == 2 ? floats(stats) + stats->shape[1] : NULL;
+}
+
 /* What backward starts from: dy, x and room for the gradients of weight and bias, which are
  * inputs number `weight` and the next. */
 typedef struct {
-    lm_tensor *x, *weight, *mean, *rstd, *mask, *dy, *dw, *db;
+    lm_tensor *x, *weight, *stats, *mask, *dy, *dw, *db;
 } saved;
 
 static int restore(lm_node *n, saved *s, lm_tensor *dy, int weight) {
     int64_t width;
     int st = lm__saved(n, X, &s->x);
     if (st == LM_OK) st = lm__saved(n, WEIGHT, &s->weight);
-    if (st == LM_OK) st = lm__saved(n, MEAN, &s->mean);
-    if (st == LM_OK) st = lm__saved(n, RSTD, &s->rstd);
+    if (st == LM_OK) st = lm__saved(n, STATS, &s->stats);
     if (st == LM_OK) st = lm__saved(n, MASK, &s->mask);
     if (st != LM_OK || !dy) return st;
     width = lm__width(s->x);
@@ -40,7 +45,7 @@ static int gradients(const lm_node *n, const saved *s, lm_tensor *dx, const lm_t
     return lm__ran(n->op,
                    lm__kernels(x)->norm_bwd(x->dtype, lm__rows(x), lm__width(x), dx->data,
                                             floats(s->dw), floats(s->db), s->dy->data, x->data,
-                                            floats(s->mean), floats(s->rstd), data(s->weight),
+                                            mean(s->stats), rstd(s->stats), data(s->weight),
                                             s->weight ? s->weight->dtype : LM_F32, data(dsum),
                                             data(dh), lm__mask_bits(s->mask), n->f[0]));
 }
@@ -78,7 +83,7 @@ static int fits(const char *op, const char *what, const lm_tensor *x, const lm_t
 
 /* What forward makes besides its results. */
 typedef struct {
-    lm_tensor *weight, *bias, *mean, *rstd; /* dense */
+    lm_tensor *weight, *bias, *stats; /* dense */
     int w_dtype;
 } prepared;
 
@@ -91,13 +96,12 @@ static int prepare(const char *op, bool layer, const lm_tensor *x, lm_tensor *we
     if (st == LM_OK) st = fits(op, "weight", x, weight);
     if (st == LM_OK) st = fits(op, "bias", x, bias);
     if (st != LM_OK) return st;
-    int64_t rows = lm__rows(x);
+    int64_t shape[2] = {2, lm__rows(x)};
     p->w_dtype = weight ? weight->dtype : bias ? bias->dtype : LM_F32;
     if (weight && bias && weight->dtype != bias->dtype) p->w_dtype = LM_F32;
     if (weight) st = lm__tensor_dense(weight, p->w_dtype, &p->weight);
     if (st == LM_OK && bias) st = lm__tensor_dense(bias, p->w_dtype, &p->bias);
-    if (st == LM_OK && layer) st = lm_tensor_new(LM_F32, 1, &rows, &p->mean);
-    if (st == LM_OK) st = lm_tensor_new(LM_F32, 1, &rows, &p->rstd);
+    if (st == LM_OK) st = lm_tensor_new(LM_F32, 1 + layer, shape + !layer, &p->stats);
     return st;
 }
 
@@ -106,14 +110,13 @@ static int save(lm_node *n, bool layer, lm_tensor *x, const prepared *p) {
     if (n) n->i[0] = layer, n->f[0] = 0;
     int st = lm__save(n, X, x);
     if (st == LM_OK) st = lm__save(n, WEIGHT, p->weight);
-    if (st == LM_OK) st = lm__save(n, MEAN, p->mean);
-    if (st == LM_OK) st = lm__save(n, RSTD, p->rstd);
+    if (st == LM_OK) st = lm__save(n, STATS, p->stats);
     return st == LM_OK ? lm__save(n, MASK, NULL) : st;
 }
 
 static void release(prepared *p) {
     lm_tensor_release(p->weight), lm_tensor_release(p->bias);
-    lm_tensor_release(p->mean), lm_tensor_release(p->rstd);
+    lm_tensor_release(p->stats);
 }
 
 static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
@@ -128,7 +131,7 @@ static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_
     if (st == LM_OK)
         st =
             lm__ran(op, lm__kernels(x)->norm_fwd(x->dtype, lm__rows(x), lm__width(x), y->data,
-                                                 floats(p.mean), floats(p.rstd), dense->data,
+                                                 mean(p.stats), rstd(p.stats), dense->data,
                                                  data(p.weight), data(p.bias), p.w_dtype, eps));
     if (st == LM_OK)
         st = lm__record(op, norm_backward, 3, (lm_tensor *[]){x, weight, bias}, 1, &y, &n);
@@ -188,8 +191,8 @@ static int dropout_add_norm(const char *op, bool layer, lm_tensor *h, lm_tensor 
     if (st == LM_OK)
         st = lm__ran(op, lm__kernels(x)->dropout_add_norm_fwd(
                              dx->dtype, lm__rows(dx), lm__width(dx), made[0]->data,
-                             lm__mask_bits(mask), made[1]->data, floats(with.mean),
-                             floats(with.rstd), dx->data, dh->data, p, &draw, data(with.weight),
+                             lm__mask_bits(mask), made[1]->data, mean(with.stats),
+                             rstd(with.stats), dx->data, dh->data, p, &draw, data(with.weight),
                              data(with.bias), with.w_dtype, eps));
     if (st == LM_OK)
         st = lm__record(op, dropout_add_norm_backward, 4, (lm_tensor *[]){h, x, weight, bias},
