@@ -41,6 +41,7 @@ static lm_async *in_flight;
 static wreck *wrecks;
 static int recoveries, failed = -1; /* failed: the rank of which we have heard, or -1 */
 static news failure;
+static int64_t moves; /* times that something was found to have moved */
 static double waited; /* seconds */
 static volatile int interrupted;
 
@@ -131,7 +132,8 @@ static void step(lm_async *a) {
         return;
     }
     if (a->flight) arrived = lm__transport_of_job()->test(a->flight, error);
-    if (arrived > 0) {
+    moves += arrived > 0;
+    if (arrived == 1) {
         a->flight = NULL;
         advance(a);
     } else if (arrived < 0) fail(a, LM_ECOMM, error);
@@ -209,9 +211,10 @@ static void until_done(lm_async *a) {
     if (a->done) return;
     double deadline = 0, since = seconds();
     lm__watch_waits(a, true);
-    for (int64_t turn = 0; !a->done; turn++) {
+    for (int64_t turn = 0, seen = moves; !a->done; turn++) {
         lm_dist_progress();
         if (a->done) break;
+        if (moves != seen) turn = 0, seen = moves;
         if (interrupted) {
             interrupted = 0;
             lm__async_give_up("interrupted");

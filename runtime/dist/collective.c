@@ -224,8 +224,12 @@ int lm_all_to_all_v_start(lm_group *g, const void *send, const int64_t *sends, v
     char *from = (char *)(uintptr_t)send, *to = recv;
     int64_t before = 0, place = 0, own = sends[g->rank];
     for (int r = 0; r < g->rank; r++) before += sends[r], place += receives[r];
-    if (own) memcpy(to + place, from + before, (size_t)own);
-    if (g->size == 1) return *out = NULL, LM_OK;
+    const char *ours = from + before;
+    char *home = to + place;
+    if (g->size == 1) {
+        if (own) memcpy(home, ours, (size_t)own);
+        return *out = NULL, LM_OK;
+    }
     st = lm__async_new(g, "all_to_all", lm__async_everyone, &a);
     if (st != LM_OK) return st;
     for (int r = 0; r < g->size; r++) {
@@ -236,7 +240,9 @@ int lm_all_to_all_v_start(lm_group *g, const void *send, const int64_t *sends, v
         from += sends[r];
         to += receives[r];
     }
-    return lm__async_start(a, LM_OK, out);
+    st = lm__async_start(a, LM_OK, out);
+    if (st == LM_OK && own) memcpy(home, ours, (size_t)own); /* others' are on their way */
+    return st;
 }
 
 int lm_all_to_all_v(lm_group *g, const void *send, const int64_t *sends, void *recv,

@@ -32,7 +32,7 @@ typedef struct lm__transport {
      * given 1. */
     int (*post)(int tag, int sends, const lm__message *send, int receives,
                 const lm__message *receive, lm__flight **out, char *error);
-    /* 1: all are done, and f is gone; 0: not yet. */
+    /* 1: all are done, and f is gone; 0: not yet; 2: not yet, but some bytes have moved. */
     int (*test)(lm__flight *f, char *error);
     /* A rank that has left the job while something is still to come from it, or -1. */
     int (*deserter)(const lm__flight *f);

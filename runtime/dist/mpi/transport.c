@@ -4,28 +4,61 @@
  *
  * Only nonblocking point-to-point messages are used, so that whoever waits
  * (async.c) can look at other things meanwhile. They go over one communicator
- * at a time, `comm`, and goodbyes over `job`. */
+ * at a time, `comm`, and goodbyes over `job`.
+ *
+ * A large message to a rank of this host is offered first. The receiver, when it has come
+ * to it, answers with one of its lanes (lane.c), through which the message then goes; or
+ * with none, when all are taken, and it goes through MPI. */
 #define _GNU_SOURCE /* setenv */
 #include "runtime/dist/transport.h"
+#include "runtime/dist/mpi/lane.h"
 
 #include <mpi.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-enum { CHUNK = 1 << 30, TAG_LEFT = 0, TAG_NEWS = 1, LEFT_SECONDS = 2 };
+enum { CHUNK = 1 << 30, LARGE = 512 << 10 }; /* up to LARGE bytes, MPI is as fast */
+enum { TAG_LEFT = 0, TAG_NEWS = 1, LEFT_SECONDS = 2 };
+
+/* What a request is for: the bytes of a message, an offer of it, the answer to that, or its
+ * bytes after an answer without a lane. The last two have tags of their own. */
+enum { BYTES, OFFER, ANSWER, OFFERED, TAGS_EACH = 3 };
+
+/* An offer, or the answer to it. No message of numbers is as long, so that a rank that takes
+ * one for another notices. */
+typedef struct note {
+    int64_t bytes;
+    int32_t part, lane; /* part: of the sender's flight; lane: negative for none */
+    char odd;
+} note;
+
+enum { NOTE_BYTES = offsetof(note, odd) + 1 };
+
+typedef struct part {
+    int kind;
+    bool streams; /* through a lane */
+    lm__stream stream;
+    note note;
+} part;
 
 struct lm__flight {
-    int count, receives;   /* the receives come first */
-    int open;              /* those not done */
-    int *peer, *finished;  /* of each request; room for MPI_Testsome */
+    int count, receives;   /* requests; the receives come first */
+    int open, tag;         /* open: requests and streams that are not done */
+    int streams;           /* that are under way */
+    bool dropped, kept;    /* dropped: what arrives is for nobody; kept: MPI still reads it */
+    part *part;            /* [count], of each request */
+    MPI_Status *status;    /* [count] of those that MPI_Testsome finds finished */
+    int *finished;         /* [count] which those are */
     MPI_Request request[]; /* [count] */
 };
 
 static MPI_Comm job = MPI_COMM_NULL, comm = MPI_COMM_NULL;
 static MPI_Comm here = MPI_COMM_NULL; /* the ranks of this host */
-static MPI_Win shared = MPI_WIN_NULL;
+static MPI_Win shared[2];             /* windows of memory that its ranks share */
+static int windows;
 static int my_rank, world_size;
 static char *left; /* [world_size]: said goodbye */
 
@@ -39,18 +72,58 @@ static int fail(char *error, const char *what, int code) {
 
 /* ---- the job ---- */
 
-/* How Open MPI moves bytes between the ranks of a host, where nobody has said it. Its choice is
- * one copy, by a system call for each message; two copies, in pieces that stay in the cache,
- * are faster (tests/bench, group exchange), need no permission that a container lacks, and
- * never read the memory of a rank that has ended. */
-static void choose_parameters(void) {
-    setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
+static int share(int64_t bytes, void **of_rank, char *error) {
+    void *mine = NULL;
+    MPI_Group group = MPI_GROUP_NULL, neighbours = MPI_GROUP_NULL;
+    int code = MPI_Win_allocate_shared((MPI_Aint)bytes, 1, MPI_INFO_NULL, here, &mine,
+                                       &shared[windows]);
+    if (code == MPI_SUCCESS) memset(mine, 0, (size_t)bytes);
+    if (code == MPI_SUCCESS) code = MPI_Barrier(here);
+    if (code == MPI_SUCCESS) code = MPI_Comm_group(job, &group);
+    if (code == MPI_SUCCESS) code = MPI_Comm_group(here, &neighbours);
+    for (int r = 0; r < world_size && code == MPI_SUCCESS; r++) {
+        MPI_Aint size;
+        int unit, local;
+        code = MPI_Group_translate_ranks(group, 1, &r, neighbours, &local);
+        of_rank[r] = NULL;
+        if (code == MPI_SUCCESS && local != MPI_UNDEFINED)
+            code = MPI_Win_shared_query(shared[windows], local, &size, &unit, &of_rank[r]);
+    }
+    if (group != MPI_GROUP_NULL) MPI_Group_free(&group);
+    if (neighbours != MPI_GROUP_NULL) MPI_Group_free(&neighbours);
+    if (code != MPI_SUCCESS) return fail(error, "MPI shares no memory", code);
+    windows++;
+    return 0;
+}
+
+/* How bytes move between the ranks of a host. Open MPI's choice is one copy, by a system call
+ * for each message; two copies, in pieces that stay in the cache, are faster (tests/bench,
+ * group exchange), need no permission that a container lacks, and never read the memory of a
+ * rank that has ended. Small messages leave at once. True: large ones shall go through lanes;
+ * false: the user has chosen how Open MPI copies them. */
+static bool choose_parameters(void) {
+    static const char single[] = "OMPI_MCA_btl_vader_single_copy_mechanism";
+    bool chosen = getenv(single);
+    setenv(single, "none", 0);
     setenv("OMPI_MCA_btl_vader_max_send_size", "131072", 0);
+    setenv("OMPI_MCA_btl_vader_eager_limit", "32768", 0);
+    return !chosen;
+}
+
+/* Where the host has no memory to share, all goes through MPI. */
+static int open_lanes(char *error) {
+    void **of_rank = calloc((size_t)world_size, sizeof *of_rank);
+    if (!of_rank) return snprintf(error, 256, "MPI does not start: no memory"), -1;
+    int there = share(lm__lanes_bytes(), of_rank, error) == 0, all = 0;
+    int code = MPI_Allreduce(&there, &all, 1, MPI_INT, MPI_MIN, here);
+    if (all) lm__lanes_open(of_rank, my_rank);
+    else free(of_rank);
+    return code == MPI_SUCCESS ? 0 : fail(error, "MPI does not start", code);
 }
 
 static int start(int *rank, int *size, char *error) {
     int code = MPI_SUCCESS, on = 0;
-    choose_parameters();
+    bool lanes = choose_parameters();
     MPI_Initialized(&on);
     if (!on) code = MPI_Init(NULL, NULL);
     if (code == MPI_SUCCESS) code = MPI_Comm_dup(MPI_COMM_WORLD, &job);
@@ -65,7 +138,7 @@ static int start(int *rank, int *size, char *error) {
     if (!left) return snprintf(error, 256, "MPI does not start: no memory"), -1;
     *rank = my_rank;
     *size = world_size;
-    return 0;
+    return lanes ? open_lanes(error) : 0;
 }
 
 static int hosts(int *host, char *error) {
@@ -75,114 +148,202 @@ static int hosts(int *host, char *error) {
     return code == MPI_SUCCESS ? 0 : fail(error, "MPI does not start", code);
 }
 
-static int share(int64_t bytes, void **of_rank, char *error) {
-    void *mine = NULL;
-    MPI_Group group = MPI_GROUP_NULL, neighbours = MPI_GROUP_NULL;
-    int code = MPI_Win_allocate_shared((MPI_Aint)bytes, 1, MPI_INFO_NULL, here, &mine, &shared);
-    if (code == MPI_SUCCESS) memset(mine, 0, (size_t)bytes);
-    if (code == MPI_SUCCESS) code = MPI_Barrier(here);
-    if (code == MPI_SUCCESS) code = MPI_Comm_group(job, &group);
-    if (code == MPI_SUCCESS) code = MPI_Comm_group(here, &neighbours);
-    for (int r = 0; r < world_size && code == MPI_SUCCESS; r++) {
-        MPI_Aint size;
-        int unit, local;
-        code = MPI_Group_translate_ranks(group, 1, &r, neighbours, &local);
-        of_rank[r] = NULL;
-        if (code == MPI_SUCCESS && local != MPI_UNDEFINED)
-            code = MPI_Win_shared_query(shared, local, &size, &unit, &of_rank[r]);
-    }
-    if (group != MPI_GROUP_NULL) MPI_Group_free(&group);
-    if (neighbours != MPI_GROUP_NULL) MPI_Group_free(&neighbours);
-    return code == MPI_SUCCESS ? 0 : fail(error, "MPI shares no memory", code);
-}
-
 static int tags(void) {
-    int *highest = NULL, there = 0;
-    MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &highest, &there);
-    return there ? *highest : 32767;
+    static int *highest, there;
+    if (!highest) MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &highest, &there);
+    return (there ? *highest : 32767) / TAGS_EACH;
 }
 
 /* ---- messages ---- */
 
-static int64_t chunks(int n, const lm__message *m) {
+static bool is_large(const lm__message *m) {
+    return m->bytes >= LARGE && lm__lanes_with(m->peer);
+}
+
+/* That n messages need, if a large one needs `large` for each of its chunks. */
+static int64_t requests(int n, const lm__message *m, int large) {
     int64_t total = 0;
-    for (int i = 0; i < n; i++) total += (m[i].bytes + CHUNK - 1) / CHUNK;
+    for (int i = 0; i < n; i++)
+        total += (m[i].bytes + CHUNK - 1) / CHUNK * (is_large(&m[i]) ? large : 1);
     return total;
 }
 
-static lm__flight *flight_new(int64_t count) {
-    size_t each = sizeof(MPI_Request) + 2 * sizeof(int);
-    lm__flight *f = malloc(sizeof *f + (size_t)count * each);
+static lm__flight *flight_new(int tag, int64_t count) {
+    size_t n = (size_t)count;
+    size_t each = sizeof(MPI_Request) + sizeof(part) + sizeof(MPI_Status) + sizeof(int);
+    lm__flight *f = malloc(sizeof *f + n * each);
     if (!f) return NULL;
-    f->count = 0;
-    f->receives = f->open = 0;
-    f->peer = (int *)(void *)(f->request + count);
-    f->finished = f->peer + count;
+    *f = (lm__flight){.tag = tag};
+    f->part = (part *)(void *)(f->request + n);
+    f->status = (MPI_Status *)(void *)(f->part + n);
+    f->finished = (int *)(void *)(f->status + n);
     return f;
 }
 
-static int post_chunk(lm__flight *f, const lm__message *m, int64_t at, int tag, bool sends) {
-    char *data = (char *)m->data + at;
-    int bytes = m->bytes - at < CHUNK ? (int)(m->bytes - at) : CHUNK;
-    MPI_Request *r = &f->request[f->count];
-    f->peer[f->count] = m->peer;
-    int code = sends ? MPI_Isend(data, bytes, MPI_BYTE, m->peer, tag, comm, r)
-                     : MPI_Irecv(data, bytes, MPI_BYTE, m->peer, tag, comm, r);
-    if (code == MPI_SUCCESS) f->count++, f->open++;
+static void flight_free(lm__flight *f) {
+    if (!f->kept) free(f);
+}
+
+/* Makes the request of f's part i. */
+static int request(lm__flight *f, int i) {
+    part *p = &f->part[i];
+    const lm__stream *s = &p->stream;
+    bool noted = p->kind == OFFER || p->kind == ANSWER;
+    void *data = noted ? (void *)&p->note : s->data;
+    int bytes = noted ? NOTE_BYTES : (int)s->bytes;
+    int tag = f->tag + (p->kind > OFFER ? p->kind - OFFER : 0) * tags();
+    MPI_Request *r = &f->request[i];
+    int code = s->sends ? MPI_Isend(data, bytes, MPI_BYTE, s->peer, tag, comm, r)
+                        : MPI_Irecv(data, bytes, MPI_BYTE, s->peer, tag, comm, r);
+    if (code == MPI_SUCCESS) f->open++;
     return code;
 }
 
-static int post_all(lm__flight *f, int n, const lm__message *m, int tag, bool sends) {
+static int add(lm__flight *f, part p) {
+    f->part[f->count] = p;
+    int code = request(f, f->count);
+    if (code == MPI_SUCCESS) f->count++;
+    return code;
+}
+
+static int add_message(lm__flight *f, int kind, bool sends, const lm__message *m) {
     int code = MPI_SUCCESS;
-    for (int i = 0; i < n; i++)
-        for (int64_t at = 0; at < m[i].bytes && code == MPI_SUCCESS; at += CHUNK)
-            code = post_chunk(f, &m[i], at, tag, sends);
+    for (int64_t at = 0; at < m->bytes && code == MPI_SUCCESS; at += CHUNK) {
+        part p = {.kind = kind,
+                  .stream = {.peer = m->peer,
+                             .sends = sends,
+                             .data = (char *)m->data + at,
+                             .bytes = m->bytes - at < CHUNK ? m->bytes - at : CHUNK},
+                  .note = {.part = f->count}};
+        p.note.bytes = p.stream.bytes;
+        code = add(f, p);
+    }
     return code;
 }
 
 /* What has arrived stays; a receive that is half arrived goes on. Sends cannot be taken back:
  * their requests are left to MPI. */
 static bool drop(lm__flight *f) {
-    int done = 1;
+    int done;
     for (int i = 0; i < f->receives; i++)
         if (f->request[i] != MPI_REQUEST_NULL) MPI_Cancel(&f->request[i]);
-    for (int i = f->receives; i < f->count; i++)
-        if (f->request[i] != MPI_REQUEST_NULL) MPI_Request_free(&f->request[i]);
+    for (int i = f->receives; i < f->count; i++) {
+        MPI_Test(&f->request[i], &done, MPI_STATUS_IGNORE);
+        if (done) continue;
+        MPI_Request_free(&f->request[i]);
+        f->kept |= f->part[i].kind == OFFER || f->part[i].kind == ANSWER;
+    }
+    f->dropped = true;
+    f->streams = 0;
     f->count = f->receives;
     f->open = 0;
     for (int i = 0; i < f->count; i++) f->open += f->request[i] != MPI_REQUEST_NULL;
+    done = 1;
     if (f->open > 0) MPI_Testall(f->count, f->request, &done, MPI_STATUSES_IGNORE);
-    if (done) free(f);
+    if (done) flight_free(f);
     return done;
 }
 
 static int post(int tag, int sends, const lm__message *send, int receives,
                 const lm__message *receive, lm__flight **out, char *error) {
-    int64_t total = chunks(sends, send) + chunks(receives, receive);
+    int code = MPI_SUCCESS;
+    int64_t total = requests(sends, send, 3) + requests(receives, receive, 2);
     *out = NULL;
     if (total == 0) return 0;
-    lm__flight *f = flight_new(total);
+    lm__flight *f = flight_new(tag, total);
     if (!f) return snprintf(error, 256, "no memory for %lld requests", (long long)total), -1;
-    int code = post_all(f, receives, receive, tag, false);
+    for (int i = 0; i < receives && code == MPI_SUCCESS; i++)
+        code = add_message(f, is_large(&receive[i]) ? OFFER : BYTES, false, &receive[i]);
+    for (int i = 0; i < sends && code == MPI_SUCCESS; i++)
+        if (is_large(&send[i])) code = add_message(f, ANSWER, false, &send[i]);
     f->receives = f->count;
-    if (code == MPI_SUCCESS) code = post_all(f, sends, send, tag, true);
+    for (int i = 0; i < sends && code == MPI_SUCCESS; i++)
+        code = add_message(f, is_large(&send[i]) ? OFFER : BYTES, true, &send[i]);
     if (code != MPI_SUCCESS) return drop(f), fail(error, "MPI", code);
     *out = f;
     return 0;
 }
 
+static void begin_stream(lm__flight *f, part *p, int lane) {
+    p->stream.lane = lane;
+    p->streams = true;
+    f->streams++;
+    f->open++;
+}
+
+static int take_offer(lm__flight *f, int i) {
+    int code = MPI_SUCCESS, lane = lm__lane_take();
+    part *p = &f->part[i];
+    part answer = {.kind = ANSWER, .stream = p->stream, .note = p->note};
+    answer.stream.sends = true;
+    answer.note.lane = lane;
+    p->kind = OFFERED;
+    if (lane >= 0) begin_stream(f, p, lane);
+    else code = request(f, i);
+    return code == MPI_SUCCESS ? add(f, answer) : code;
+}
+
+static int take_answer(lm__flight *f, note n) {
+    part *p = &f->part[n.part];
+    if (n.lane < 0) return add(f, (part){.kind = OFFERED, .stream = p->stream});
+    begin_stream(f, p, n.lane);
+    return MPI_SUCCESS;
+}
+
+static int misfit(char *error) {
+    return snprintf(error, 256,
+                    "a message does not fit; do all ranks make the same calls "
+                    "in the same order?"),
+           -1;
+}
+
+/* The request of part i has ended. */
+static int received(lm__flight *f, int i, const MPI_Status *status, char *error) {
+    const part *p = &f->part[i];
+    int bytes = 0, code = MPI_SUCCESS;
+    MPI_Get_count(status, MPI_BYTE, &bytes);
+    if (p->kind == BYTES && bytes == NOTE_BYTES && p->stream.bytes != bytes)
+        return misfit(error);
+    if (p->kind == OFFER && (bytes != NOTE_BYTES || p->note.bytes != p->stream.bytes))
+        return misfit(error);
+    if (p->kind == OFFER) code = take_offer(f, i);
+    if (p->kind == ANSWER) code = take_answer(f, p->note);
+    return code == MPI_SUCCESS ? 0 : fail(error, "MPI", code);
+}
+
+/* A piece of each stream after the other, until all have to wait. */
+static bool move_streams(lm__flight *f) {
+    bool any = false;
+    for (bool moved = true; moved && f->streams > 0;) {
+        moved = false;
+        for (int i = 0; i < f->count; i++) {
+            part *p = &f->part[i];
+            if (!p->streams || !lm__stream_move(&p->stream)) continue;
+            any = moved = true;
+            if (p->stream.moved < p->stream.bytes) continue;
+            p->streams = false;
+            f->streams--;
+            f->open--;
+        }
+    }
+    return any;
+}
+
 static int test(lm__flight *f, char *error) {
-    int finished = 0;
-    int code = MPI_Testsome(f->count, f->request, &finished, f->finished, MPI_STATUSES_IGNORE);
-    if (code == MPI_ERR_IN_STATUS || code == MPI_ERR_TRUNCATE)
-        return snprintf(error, 256,
-                        "a message does not fit; do all ranks make the same calls "
-                        "in the same order?"),
-               -1;
+    int finished = 0, st = 0;
+    int code = MPI_Testsome(f->count, f->request, &finished, f->finished, f->status);
+    if (code == MPI_ERR_IN_STATUS || code == MPI_ERR_TRUNCATE) return misfit(error);
     if (code != MPI_SUCCESS) return fail(error, "MPI", code);
-    if (finished > 0) f->open -= finished; /* MPI_UNDEFINED is negative */
-    if (f->open > 0) return 0;
-    free(f);
+    if (finished == MPI_UNDEFINED) finished = 0;
+    f->open -= finished;
+    for (int k = 0; k < finished && st == 0 && !f->dropped; k++) {
+        int i = f->finished[k];
+        if (i < f->receives) st = received(f, i, &f->status[k], error);
+    }
+    if (st != 0) return -1;
+    bool moved = move_streams(f);
+    if (f->open > 0) return moved ? 2 : 0;
+    flight_free(f);
     return 1;
 }
 
@@ -200,8 +361,11 @@ static void note_goodbyes(void) {
 
 static int deserter(const lm__flight *f) {
     note_goodbyes();
-    for (int i = 0; i < f->receives; i++)
-        if (f->request[i] != MPI_REQUEST_NULL && left[f->peer[i]]) return f->peer[i];
+    for (int i = 0; i < f->count; i++) {
+        const part *p = &f->part[i];
+        bool waits = p->streams || (i < f->receives && f->request[i] != MPI_REQUEST_NULL);
+        if (waits && left[p->stream.peer]) return p->stream.peer;
+    }
     return -1;
 }
 
@@ -264,6 +428,7 @@ static int renew(char *error) {
     if (code != MPI_SUCCESS) return fail(error, "MPI", code);
     if (!done) return all_are_here(error);
     comm = next;
+    lm__lanes_renew();
     return 1;
 }
 
@@ -279,7 +444,8 @@ static int stop(char *error) {
         nanosleep(&(struct timespec){0, 500000}, NULL);
     free(left);
     left = NULL;
-    if (shared != MPI_WIN_NULL) MPI_Win_free(&shared);
+    lm__lanes_close();
+    while (windows > 0) MPI_Win_free(&shared[--windows]);
     MPI_Comm_free(&here);
     MPI_Comm_free(&comm);
     MPI_Comm_free(&job);

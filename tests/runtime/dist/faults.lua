@@ -6,6 +6,7 @@ local check = require('lumoe.status').check
 local size = C.lm_dist_world_size()
 local last = C.lm_dist_rank() == size - 1
 local numbers = ffi.new 'int64_t[1000]'
+local MIB = 2 ^ 20
 
 local function sum(count) check(C.lm_all_reduce(nil, numbers, count, C.LM_I64, C.LM_REDUCE_SUM)) end
 local function broadcast(root) check(C.lm_broadcast(nil, numbers, 400, root)) end
@@ -15,13 +16,30 @@ local function exchange(bytes, wrong)
   local sends, receives = ffi.new('int64_t[?]', size), ffi.new('int64_t[?]', size)
   for r = 0, size - 1 do sends[r], receives[r] = bytes, bytes end
   if last then sends[0] = wrong end
-  check(C.lm_all_to_all_v(nil, numbers, sends, ffi.new('char[?]', size * bytes), receives))
+  check(C.lm_all_to_all_v(nil, ffi.new('char[?]', size * math.max(bytes, wrong)), sends, ffi.new('char[?]', size * bytes),
+    receives))
 end
 
 local function start(count)
   local out = ffi.new 'lm_async *[1]'
   check(C.lm_all_reduce_start(nil, numbers, count, C.LM_I64, C.LM_REDUCE_SUM, out))
   return out[0]
+end
+
+--- A large exchange, of which a part has gone.
+local function begin()
+  local bytes, out = 8 * MIB, ffi.new 'lm_async *[1]'
+  local from, to, each = ffi.new('char[?]', size * bytes), ffi.new('char[?]', size * bytes), ffi.new('int64_t[?]', size)
+  for r = 0, size - 1 do each[r] = bytes end
+  check(C.lm_all_to_all_v_start(nil, from, each, to, each, out))
+  for _ = 1, 1000 do C.lm_dist_progress() end
+  return out[0], from, to
+end
+
+local function exchange_all()
+  local async, from, to = begin()
+  check(C.lm_async_wait(async))
+  return from, to
 end
 
 -- { what the last rank does, what the others do }
@@ -31,14 +49,29 @@ local faults = {
     start(1000)
     error 'no such thing'
   end, function() check(C.lm_async_wait(start(1000))) end },
+  error_amid = { function()
+    begin()
+    error 'no such thing'
+  end, exchange_all },
   exit = { function() os.exit(3) end },
   leaves = { function() os.exit(0) end }, -- with success, while the others wait
+  leaves_amid = { function()
+    begin()
+    os.exit(0)
+  end, exchange_all },
   dies = { function() ffi.cast('int *', 8)[0] = 1 end },
   killed = { function() os.execute 'kill -9 $PPID' end },
+  killed_amid = { function()
+    begin()
+    os.execute 'kill -9 $PPID'
+  end, exchange_all },
+  sends_more = { function() exchange(64, MIB) end, function() exchange(64, 64) end },
+  sends_less = { function() exchange(MIB, 8) end, function() exchange(MIB, MIB) end },
+  sends_other = { function() exchange(MIB, MIB / 2) end, function() exchange(MIB, MIB) end },
   other_call = { function() check(C.lm_broadcast(nil, ffi.new 'char[4000]', 4000, 1)) end },
   other_count = { function() sum(7) end, function() sum(8) end },
   other_root = { function() broadcast(1) end, function() broadcast(0) end },
-  other_sizes = { function() exchange(16, 24) end, function() exchange(16) end },
+  other_sizes = { function() exchange(16, 24) end, function() exchange(16, 16) end },
   other_started = {
     function() check(C.lm_async_wait(start(3))) end,
     function()

@@ -33,11 +33,17 @@ describe('a rank that', function()
   local cases = {
     { 'error', '^%[rank 1%] tests/runtime/dist/faults.lua:%d+: no such thing\n' },
     { 'error_between', '^%[rank 1%] tests/runtime/dist/faults.lua:%d+: no such thing\n' },
+    { 'error_amid', '^%[rank 1%] tests/runtime/dist/faults.lua:%d+: no such thing\n' },
     { 'exit' },
     { 'leaves', '^%[rank 0%] [^\n]*all_reduce over 2 ranks: rank 1 has already left the job\n' },
+    { 'leaves_amid', '^%[rank 0%] [^\n]*all_to_all over 2 ranks: rank 1 has already left the job\n' },
     { 'dies', 'rank 1 .* exited on signal 11' },
     { 'killed', 'rank 1 .* exited on signal 9' },
+    { 'killed_amid', 'rank 1 .* exited on signal 9' },
     { 'other_call', 'do all ranks make the same calls in the same order?' },
+    { 'sends_more', 'do all ranks make the same calls in the same order?' },
+    { 'sends_less', 'do all ranks make the same calls in the same order?' },
+    { 'sends_other', 'do all ranks make the same calls in the same order?' },
   }
   for _, case in ipairs(cases) do
     it(case[1] .. ': ends the job within 5 s, and not as a success', function()

@@ -5,7 +5,7 @@ local C = require 'lumoe.ffi'
 local check = require('lumoe.status').check
 
 local rank, size = C.lm_dist_rank(), C.lm_dist_world_size()
-local LARGE = 300000 -- sent only once the receiver is there; a small message leaves at once
+local LARGE = 600000 -- sent only once the receiver is there; a small message leaves at once
 
 local ranks, out = {}, ffi.new 'lm_group *[1]'
 for r = size - 1, 0, -1 do ranks[#ranks + 1] = r end
