@@ -38,8 +38,9 @@ if opts.precision == 'auto' then opts.precision = lumoe.has_bf16() and 'bf16' or
 -- 2. Training.
 local function resume_command()
   local words = { 'lumoe', arg[0] }
-  local ranks = lumoe.dist.world_size()
-  if ranks > 1 then words = { 'lumoe', '-np', tostring(ranks), arg[0] } end
+  local ranks = tostring(lumoe.dist.world_size())
+  if os.getenv 'SLURM_STEP_NUM_TASKS' == ranks then words = { 'srun', '--mpi=pmix', '-n', ranks, 'lumoe', arg[0] }
+  elseif ranks ~= '1' then words = { 'lumoe', '-np', ranks, arg[0] } end
   for _, word in ipairs(arg) do
     if word ~= '--resume' then words[#words + 1] = utils.quote_arg(word) end
   end

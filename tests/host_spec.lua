@@ -119,15 +119,15 @@ end)
 describe('Ctrl-C', function()
   -- bash with job control, as a shell otherwise starts background jobs deaf to SIGINT. The
   -- script is given up after 10 s.
-  local function interrupt(script, times)
+  local function interrupt(script, times, signal)
     local _, code, out, err = utils.executeex(([[bash -c '
       set -m
       %s -e "$1" & job=$!
       (sleep 10; kill -9 $job) 2>/dev/null & guard=$!
-      for i in $(seq %d); do sleep 0.3; kill -INT $job 2>/dev/null; done
+      for i in $(seq %d); do sleep 0.3; kill -%s $job 2>/dev/null; done
       wait $job; code=$?
       kill -- -$guard
-      exit $code' bash %s]]):format(program, times or 1, utils.quote_arg(script)))
+      exit $code' bash %s]]):format(program, times or 1, signal or 'INT', utils.quote_arg(script)))
     return code, out, err
   end
 
@@ -151,6 +151,16 @@ describe('Ctrl-C', function()
       print("step finished", host.interrupted())]]
     assert.equal(0, code)
     assert.equal('step finished\t1\n', out)
+  end)
+
+  it('by SIGTERM counts once, however often a scheduler repeats it', function()
+    local code, out = interrupt([[local host = require "lumoe.host"
+      host.interrupts(2, 3)
+      local ended = os.time() + 3
+      while os.time() < ended do end
+      print("saved", host.interrupted())]], 4, 'TERM')
+    assert.equal(0, code)
+    assert.equal('saved\t1\n', out)
   end)
 
   it('ends a script that swallows it', function()

@@ -13,8 +13,8 @@
  * raises, the kill_at-th ends the process as if nobody had caught the signal.
  * A script that wants to finish its step first asks for raise_at = 2 and looks
  * at the count; it is then asked by SIGTERM too, as schedulers do before they
- * kill. The prompt runs each chunk in lm_interrupt_l_run, where the
- * first one raises and none ends the process. */
+ * kill, more than once, which counts as once. The prompt runs each chunk in lm_interrupt_l_run,
+ * where the first one raises and none ends the process. */
 #include "runtime/host/interrupt.h"
 
 #include <errno.h>
@@ -59,6 +59,7 @@ static void on_signal(int signal_number) {
         pthread_kill(lua_thread, signal_number);
         return;
     }
+    if (signal_number == SIGTERM && count > 0) return; /* srun and slurmd each send it */
     int saved_errno = errno;
     count = count + 1;
     if (count >= kill_at) {
