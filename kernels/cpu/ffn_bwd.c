@@ -16,11 +16,12 @@
 #include <string.h>
 
 enum {
-    STRETCH = 64,   /* hidden units, in words, at a time */
-    INNER = 256,    /* words of dim, against them, at a time */
-    PANEL = 64,     /* rows of a weight's gradient */
-    GROUP = 512,    /* columns of it at a time */
-    WAVE = 16 << 20 /* bytes of room that a wave should not exceed */
+    STRETCH = 64, /* hidden units, in words, at a time */
+    INNER = 256,  /* words of dim, against them, at a time */
+    PANEL = 64,   /* rows of a weight's gradient */
+    GROUP = 512,  /* columns of it at a time */
+    WAVE =
+        16 << 20 /* bytes of room that a wave with a block for each thread should not exceed */
 };
 
 typedef struct {    /* what an expert's blocks leave for its weights, in words along its rows */
@@ -512,12 +513,13 @@ static int wave(const task *t, const lists *s, int64_t first, int64_t end, uint3
 
 static int64_t wave_end(const task *t, const lists *s, int64_t first, int64_t experts,
                         int64_t *words) {
-    int64_t end = first;
+    int64_t end = first, blocks = 0, threads = omp_get_max_threads();
     *words = 0;
     for (; end < experts; end++) {
-        int64_t more = leave_words(t, s->order[end]);
-        if (end > first && (*words + more) * (int64_t)sizeof(uint32_t) > WAVE) break;
+        int64_t e = s->order[end], more = leave_words(t, e);
+        if (blocks >= threads && (*words + more) * (int64_t)sizeof(uint32_t) > WAVE) break;
         *words += more;
+        blocks += lm__ffn_blocks_of(t->f->offset[e + 1] - t->f->offset[e]);
     }
     return end;
 }
