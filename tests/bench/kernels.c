@@ -107,6 +107,36 @@ static void experts(int64_t groups, int64_t rows, int64_t k, int64_t n, int dtyp
     free(x), free(w), free(y), free(dw);
 }
 
+/* the experts' networks as a layer asks for them: SwiGLU, by strips (kernels/cpu/strip.h) */
+static void networks(int64_t groups, int64_t rows, int64_t dim, int64_t hidden, int dtype) {
+    int64_t offset[65] = {0}, bytes = 0;
+    for (int64_t g = 0; g < groups; g++)
+        offset[g + 1] = g == groups - 1 ? rows : offset[g] + rows / groups + (g % 3 - 1) * 17;
+    lm_ffn f = {.dtype = dtype,
+                .activation = LM_SWIGLU,
+                .experts = groups,
+                .dim = dim,
+                .hidden = hidden,
+                .offset = offset,
+                .up = random_array(dtype, groups * 2 * hidden * dim),
+                .down = random_array(dtype, groups * dim * hidden)};
+    void *x = random_array(dtype, rows * dim), *y = array(dtype, rows * dim),
+         *dx = array(dtype, rows * dim), *pre = array(dtype, rows * 2 * hidden);
+    lm_ffn_gradients to = {.dx = dx,
+                           .up = array(LM_F32, groups * 2 * hidden * dim),
+                           .down = array(LM_F32, groups * dim * hidden)};
+    if (lm_cpu_ffn_room(&f, &bytes)) abort();
+    void *room = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64));
+    double work = 2.0 * 3 * (double)(rows * dim * hidden);
+    char name[64];
+    snprintf(name, sizeof name, "%d networks %d x %d x %d", (int)groups, (int)rows, (int)dim,
+             (int)hidden);
+    flops(name, dtype, work, BEST(lm_cpu_ffn_fwd(&f, y, pre, x)));
+    flops("  backward", dtype, 2 * work, BEST(lm_cpu_ffn_bwd(&f, &to, y, x, pre, NULL, room)));
+    free((void *)(uintptr_t)f.up), free((void *)(uintptr_t)f.down), free(x), free(y), free(dx);
+    free(pre), free(to.up), free(to.down), free(room);
+}
+
 static void attention(int64_t b, int64_t h, int64_t t, int64_t d, int dtype) {
     int64_t n = b * h * t * d;
     void *q = random_array(dtype, n), *k = random_array(dtype, n), *v = random_array(dtype, n);
@@ -203,9 +233,9 @@ static void memory(int dtype) {
     uint16_t *copy = dtype == LM_BF16 ? array(LM_BF16, P) : NULL;
     int64_t step = 1;
     double norm;
-    rate(
-        "adamw of 3 M", dtype, (24 + s + (copy ? 2 : 0)) * P,
-        BEST(lm_cpu_adamw(P, p, copy, g, dtype, m, v, 1e-3, 0.9, 0.98, 1e-8, 0.01, step++, 1)));
+    rate("adamw of 3 M", dtype, (24 + s + (copy ? 2 : 0)) * P,
+         BEST(lm_cpu_adamw(P, p, copy, NULL, g, dtype, m, v, 1e-3, 0.9, 0.98, 1e-8, 0.01,
+                           step++, 1)));
     rate("sum of squares of 3 M", dtype, s * P, BEST(lm_cpu_sqsum(dtype, P, g, &norm)));
     free(x), free(y), free(z), free(mean), free(rstd), free(w), free(dw), free(db), free(top),
         free(logits), free(grad);
@@ -229,6 +259,8 @@ int main(int argc, char **argv) {
                 uneven(dtype);
                 experts(8, 2048, 256, 1280, dtype);
                 experts(32, 4096, 512, 1024, dtype);
+                networks(8, 4096, 512, 2048, dtype);
+                networks(32, 4096, 512, 2048, dtype);
             }
             if (parts & 4) {
                 attention(64, 4, 32, 64, dtype);
