@@ -227,4 +227,39 @@ describe('under mpirun', function()
       'unset OMP_NUM_THREADS; ' .. ranks .. ' --bind-to none')
     assert.equal(('%d\n'):format(math.max(1, math.floor(cores / 2))):rep(2), out)
   end)
+
+  describe('on a host with two nodes of memory', function()
+    local dir = require('posix.stdlib').mkdtemp '/tmp/lua_XXXXXX'
+    local all = utils.readfile '/proc/self/status':match 'Cpus_allowed_list:%s*(%S+)'
+    local last = tonumber(all:match '^0%-(%d+)$') -- cores are 0 to last, or this is no place for these tests
+    local second = last and (last > 1 and ('1-%d'):format(last) or '1')
+    setup(function()
+      utils.executeex('mkdir ' .. dir .. '/node0 ' .. dir .. '/node2') -- numbers may have gaps
+      utils.writefile(dir .. '/node0/cpulist', '0\n')
+      utils.writefile(dir .. '/node2/cpulist', (second or '1') .. '\n')
+    end)
+    teardown(function() utils.executeex('rm -r ' .. dir) end)
+
+    -- Each rank's cores, as the system lists them, in the order of ranks.
+    local function cores_of(n, flags)
+      local _, out = lumoe([[-e 'local own = io.open "/proc/self/status":read "*a":match "Cpus_allowed_list:%s*(%S+)"
+        io.write(require "lumoe.host".rank, " ", own, "\n")']],
+        ('LUMOE_NODES=%s OMP_NUM_THREADS=1 mpirun -np %d --oversubscribe --allow-run-as-root %s'):format(dir, n, flags))
+      local list = {}
+      for rank, own in out:gmatch '(%d+) (%S+)' do list[rank + 1] = own end
+      return list
+    end
+
+    it('keeps each rank at one of them', function()
+      if not last then return pending('on cores ' .. all) end
+      assert.same({ '0', second }, cores_of(2, '--bind-to none'))
+      assert.same({ '0', '0', second, second }, cores_of(4, '--bind-to none'))
+    end)
+
+    it('leaves ranks alone that do not divide among them, or that the launcher has bound', function()
+      if not last then return pending('on cores ' .. all) end
+      assert.same({ all, all, all }, cores_of(3, '--bind-to none'))
+      assert.same({ '0', '1' }, cores_of(2, '--bind-to core'))
+    end)
+  end)
 end)

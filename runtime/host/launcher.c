@@ -5,6 +5,7 @@
  * requires it, and is looked up here only when all ranks must end. */
 #define _GNU_SOURCE
 #include "runtime/host/launcher.h"
+#include "runtime/host/nodes.h"
 
 #include <dlfcn.h>
 #include <limits.h>
@@ -39,11 +40,14 @@ void lm_launcher_share_cores(void) {
     spin_briefly();
     static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
                                         "SLURM_TASKS_PER_NODE", NULL};
+    static const char *const places[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                                         "SLURM_LOCALID", NULL};
     int ranks = first_number(names, 1);
+    if (ranks > 1) lm_nodes_stay_at_one(first_number(places, -1), ranks);
     if (ranks <= 1 || getenv("OMP_NUM_THREADS")) return;
 
     int threads = (int)sysconf(_SC_NPROCESSORS_ONLN) / ranks;
-    cpu_set_t bound; /* the launcher may have bound us to fewer */
+    cpu_set_t bound; /* the launcher, or a node, may have fewer */
     if (sched_getaffinity(0, sizeof bound, &bound) == 0 && CPU_COUNT(&bound) < threads)
         threads = CPU_COUNT(&bound);
     char text[16];
