@@ -36,7 +36,7 @@ local found = {} -- by layout: two modes may come to the same on so few ranks
 
 -- The largest model of a mode: { mode, experts, params, predicted, peak, capped }; or { mode, why }.
 local function largest(mode)
-  local layout, why = modes.layout(mode, ranks, opts.offload_dir)
+  local layout, why = modes.layout(mode, ranks, { dir = opts.offload_dir, bucket = opts.bucket })
   if not layout then return { mode = mode, why = why } end
   local key = tostring(lumoe.dist.mesh(layout))
   if not found[key] then

@@ -36,6 +36,9 @@ LM_API void lm_memory_set_soft_limit(double bytes);
 /* New buffers are booked under this purpose. Returns the one before. */
 LM_API int lm_memory_set_purpose(int purpose);
 
+/* Pieces of memory that messages of failed collectives may still touch (runtime/pin.c). */
+LM_API int lm_memory_pins(void);
+
 /* Headers, storages and tape nodes in use. */
 LM_API double lm_memory_objects(void);
 

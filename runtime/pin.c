@@ -2,7 +2,9 @@
  *
  * The messages of a collective that failed cannot all be taken back: another rank may go on
  * reading what was sent, or MPI writing what has half arrived. Their memory is pinned, and
- * when it is freed it waits here. There are no pins in a job in which nothing fails. */
+ * when it is freed it waits here. There are no pins in a job in which nothing fails. What Lua
+ * hands in of its own Lua keeps as long (lua/lumoe/dist/checked.lua). */
+#include "runtime/memory.h"
 #include "runtime/tensor_impl.h"
 
 #include <stdlib.h>
@@ -21,6 +23,8 @@ typedef struct waiting {
 } waiting;
 
 int lm__memory_pins;
+int lm_memory_pins(void) { return lm__memory_pins; }
+
 static pin *pins;
 static waiting *freed;
 

@@ -117,6 +117,15 @@ describe('Lua', function()
     end))
   end)
 
+  it('keeps the memory that it gives to collectives until no message may touch it', function()
+    local calls = { 'reduce', 'gather', 'gather_v', 'reduce_start', 'gather_start', 'gather_v_start', 'to_all_v', 'to_all_v_start' }
+    assert.equal('', offences(files('lua', '.lua'), function(line)
+      local wrong = line:find 'C%.lm_broadcast%(' or line:find 'C%.lm_reduce_scatter'
+      for _, call in ipairs(calls) do wrong = wrong or line:find('C%.lm_all_' .. call .. '%(') end
+      return wrong and not line:find 'checked%(C%.lm_' -- lumoe.dist.checked
+    end))
+  end)
+
   it('is all that its folders hold', function()
     local strays = {}
     for _, folder in ipairs { 'lua', 'recipes' } do

@@ -25,8 +25,8 @@ function modes.names()
 end
 
 --- The layout of a mode on so many ranks, for dist.mesh; or nil and why there is none.
----@param dir string?  of the offload tier
-function modes.layout(name, ranks, dir)
+---@param tier { dir: string?, bucket: number? }  of what is offloaded, as dist.mesh has them
+function modes.layout(name, ranks, tier)
   for _, mode in ipairs(LIST) do
     if mode[1] == name then
       local layout = { ep = ranks, tp = mode[2].tp, zero = mode[2].zero }
@@ -35,7 +35,7 @@ function modes.layout(name, ranks, dir)
         if ranks % 2 ~= 0 then return nil, 'needs an even number of ranks' end
         layout.ep = ranks / 2
       end
-      if mode[2].offload then layout.offload = { to = mode[2].offload, dir = dir } end
+      if mode[2].offload then layout.offload = { to = mode[2].offload, dir = tier.dir, bucket = tier.bucket } end
       return layout
     end
   end

@@ -22,7 +22,7 @@ end
 
 function trial.planned_mesh(layout, ranks)
   return { ranks = ranks, ep = layout.ep, tp = layout.tp, zero = layout.zero,
-    offload = layout.offload and { to = layout.offload.to } }
+    offload = layout.offload and { to = layout.offload.to, bucket = layout.offload.bucket } }
 end
 
 --- Numbers that are trained, over all ranks.

@@ -55,10 +55,15 @@ static void buffer_free(buffer *b) {
     b->data = NULL;
 }
 
+static void drop_sent(bucket *b) {
+    lm_tensor_release(b->alone);
+    b->alone = NULL;
+    buffer_free(&b->send);
+}
+
 static void bucket_free(bucket *b) {
     if (!b) return;
-    lm_tensor_release(b->alone);
-    buffer_free(&b->send);
+    drop_sent(b);
     buffer_free(&b->receive);
     lm_unit_release(b->unit);
     free(b->shard);
@@ -227,11 +232,14 @@ static int start_divided(bucket *b) {
     return st;
 }
 
+/* What was sent goes before the chunks' gradients are made: everyone's part of them, ours too,
+ * has been received. */
 static int finish_divided(bucket *b) {
     const lm_shard *first = b->shard[0];
     int st = LM_OK;
     const float *sum = b->alone ? (const float *)(const void *)b->alone->data : b->send.data;
     if (first->ranks > 1) {
+        drop_sent(b);
         int64_t share = b->receive.bytes / first->ranks;
         const void **parts = malloc((size_t)first->ranks * sizeof *parts);
         if (!parts) return lm_fail(LM_EOOM, "gradients: no memory");

@@ -5,6 +5,7 @@
 -- the worst of them.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local checked = require 'lumoe.dist.checked'
 local offload = require 'lumoe.dist.offload'
 local placement = require 'lumoe.dist.placement'
 local shard = require 'lumoe.dist.shard'
@@ -115,7 +116,7 @@ function compare.gradients(model, reference, norm, group)
   local stride = #parameters * FIELDS
   local own, all = ffi.new('double[?]', math.max(stride, 1)), ffi.new('double[?]', math.max(stride * group.size, 1))
   measure(parameters, reference, own)
-  status.check(C.lm_all_gather(group.pointer, own, 8 * stride, all))
+  checked(C.lm_all_gather(group.pointer, own, 8 * stride, all), own, all)
   local worst = { rel = 0 }
   for i, p in ipairs(parameters) do
     local apart, elements, alike = together(all, group.size, stride, (i - 1) * FIELDS)
@@ -140,7 +141,7 @@ function compare.fingerprint(model, numbers, group)
   end
   for _, x in ipairs(numbers) do h = mix(h, x) end
   local total = ffi.new('int64_t[1]', ffi.cast('int64_t', h))
-  status.check(C.lm_all_reduce(group.pointer, total, 1, C.LM_I64, C.LM_REDUCE_SUM))
+  checked(C.lm_all_reduce(group.pointer, total, 1, C.LM_I64, C.LM_REDUCE_SUM), total)
   return bit.tohex(total[0])
 end
 

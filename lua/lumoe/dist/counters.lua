@@ -4,6 +4,7 @@
 -- message. Rows are counted where somebody sends rows: the exchange of MoE layers.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local checked = require 'lumoe.dist.checked'
 local group = require 'lumoe.dist.group'
 local options = require 'lumoe.options'
 local status = require 'lumoe.status'
@@ -54,7 +55,7 @@ function counters.between_hosts(list)
     local at = 3 * (here * hosts + to.host)
     sums[at], sums[at + 1], sums[at + 2] = sums[at] + to.bytes, sums[at + 1] + to.messages, sums[at + 2] + to.rows
   end
-  status.check(C.lm_all_reduce(nil, sums, hosts * hosts * 3, C.LM_F64, C.LM_REDUCE_SUM))
+  checked(C.lm_all_reduce(nil, sums, hosts * hosts * 3, C.LM_F64, C.LM_REDUCE_SUM), sums)
   local pairs_of = {}
   for from = 0, hosts - 1 do
     pairs_of[from + 1] = {}

@@ -1,6 +1,7 @@
 --- Ranks, groups of them, and the collectives between them (runtime/dist.h), on tensors and numbers.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local checked = require 'lumoe.dist.checked'
 local status = require 'lumoe.status'
 
 local group = {}
@@ -82,7 +83,7 @@ function group.all_reduce(t, op, among)
   among = among or group.world()
   if among.size > 1 then
     local data, dtype = buffer(t, 'all_reduce')
-    check(C.lm_all_reduce(among.pointer, data, t:numel(), dtype, OP[op or 'sum']))
+    checked(C.lm_all_reduce(among.pointer, data, t:numel(), dtype, OP[op or 'sum']))
   end
   return t
 end
@@ -91,7 +92,7 @@ end
 function group.broadcast(t, root, among)
   among = among or group.world()
   if among.size > 1 then
-    check(C.lm_broadcast(among.pointer, (buffer(t, 'broadcast')), t:numel() * C.lm_dtype_size(DTYPE[t.dtype]), root or 0))
+    checked(C.lm_broadcast(among.pointer, (buffer(t, 'broadcast')), t:numel() * C.lm_dtype_size(DTYPE[t.dtype]), root or 0))
   end
   return t
 end
@@ -104,7 +105,7 @@ local one = ffi.new 'double[1]'
 function group.reduce_number(value, op, among)
   among = among or group.world()
   one[0] = value
-  if among.size > 1 then check(C.lm_all_reduce(among.pointer, one, 1, C.LM_F64, OP[op or 'sum'])) end
+  if among.size > 1 then checked(C.lm_all_reduce(among.pointer, one, 1, C.LM_F64, OP[op or 'sum'])) end
   return one[0]
 end
 
@@ -115,11 +116,11 @@ function group.gather_texts(text, among)
   among = among or group.world()
   if among.size == 1 then return { text } end
   local lengths, mine = ffi.new('int64_t[?]', among.size), ffi.new('int64_t[1]', #text)
-  check(C.lm_all_gather(among.pointer, mine, 8, lengths))
+  checked(C.lm_all_gather(among.pointer, mine, 8, lengths), mine, lengths)
   local total = 0
   for r = 0, among.size - 1 do total = total + tonumber(lengths[r]) end
   local all = ffi.new('char[?]', math.max(total, 1))
-  check(C.lm_all_gather_v(among.pointer, text, lengths, all))
+  checked(C.lm_all_gather_v(among.pointer, text, lengths, all), text, all)
   local texts, at = {}, 0
   for r = 0, among.size - 1 do
     texts[r + 1] = ffi.string(all + at, lengths[r])

@@ -96,7 +96,9 @@ function footprint.travelling(parameters, mesh, again)
     if b.divided then
       local now, stay = chunks(b, mesh, again)
       moment(0, 0, packed)
-      moment(packed > 0 and b.taken or 0, now, packed + beside)
+      moment(packed > 0 and b.taken or 0, 0, packed + beside)
+      if b.ranks > 1 then moment(b.taken, now, beside) -- what was sent is gone
+      else moment(packed > 0 and b.taken or 0, now, packed) end
       yet, left = yet - b.taken, left + stay
     else moment(0, 0, packed + beside) end
   end

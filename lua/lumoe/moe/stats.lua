@@ -4,8 +4,8 @@
 -- alone until somebody asks; asking is then a collective.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local checked = require 'lumoe.dist.checked'
 local dist = require 'lumoe.dist'
-local status = require 'lumoe.status'
 
 local stats = {}
 
@@ -124,7 +124,7 @@ function Counts:read_tag(name, group)
   local all = ffi.new('int64_t[?]', 2 * math.max(n, 1))
   ffi.copy(all, mine.routed, 8 * n)
   ffi.copy(all + n, mine.dropped, 8 * n)
-  status.check(C.lm_all_reduce(group.pointer, all, 2 * n, C.LM_I64, C.LM_REDUCE_SUM))
+  checked(C.lm_all_reduce(group.pointer, all, 2 * n, C.LM_I64, C.LM_REDUCE_SUM), all)
   local by = {}
   for value = 0, size - 1 do
     local part = stats.usage(all + value * self.experts, all + n + value * self.experts, self.experts)

@@ -1,5 +1,6 @@
 --- What a layer's tokens carry: tags, flattened with x so that each is [tokens, ...].
 local C = require 'lumoe.ffi'
+local checked = require 'lumoe.dist.checked'
 local dist = require 'lumoe.dist'
 local ffi = require 'ffi'
 local recompute = require 'lumoe.nn.recompute'
@@ -31,8 +32,8 @@ end
 local function count_tokens(count, group)
   local first = 0
   if group.size > 1 then
-    local counts = ffi.new('int64_t[?]', group.size)
-    status.check(C.lm_all_gather(group.pointer, ffi.new('int64_t[1]', count), 8, counts))
+    local mine, counts = ffi.new('int64_t[1]', count), ffi.new('int64_t[?]', group.size)
+    checked(C.lm_all_gather(group.pointer, mine, 8, counts), mine, counts)
     for r = 0, group.rank - 1 do first = first + tonumber(counts[r]) end
   end
   return tensor.arange(first, first + count)

@@ -10,7 +10,7 @@
 -- scores, as always, and gradients with them.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
-local status = require 'lumoe.status'
+local checked = require 'lumoe.dist.checked'
 local tensor = require 'lumoe.tensor'
 
 ---@class lumoe.moe.Trace
@@ -187,7 +187,7 @@ function Trace:hash(group)
     end
   end)
   if group and group.size > 1 then
-    status.check(C.lm_all_reduce(group.pointer, total, 1, C.LM_I64, C.LM_REDUCE_SUM))
+    checked(C.lm_all_reduce(group.pointer, total, 1, C.LM_I64, C.LM_REDUCE_SUM), total)
   end
   return bit.tohex(total[0])
 end

@@ -167,4 +167,10 @@ describe('after an interrupt', function()
       assert.equal('all well\nexit 0\n', output)
     end)
   end
+
+  it("Lua's memory outlives its last user while messages may touch it", function()
+    local output = shell(('mpirun -np 2 --oversubscribe --allow-run-as-root %s tests/runtime/dist/raw_buffers.lua 2>&1; echo "exit $?"')
+      :format(lumoe))
+    assert.equal('all well\nexit 0\n', output)
+  end)
 end)

@@ -12,6 +12,7 @@
 -- and Lin 1970) while that helps. The same counts give the same map on every rank.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
+local checked = require 'lumoe.dist.checked'
 local options = require 'lumoe.options'
 local status = require 'lumoe.status'
 
@@ -61,8 +62,8 @@ end
 function Counts:reduce(group)
   if group.size > 1 then
     local n = self.experts
-    status.check(C.lm_all_reduce(group.pointer, self.load, n, C.LM_F64, C.LM_REDUCE_SUM))
-    status.check(C.lm_all_reduce(group.pointer, self.together, n * n, C.LM_F64, C.LM_REDUCE_SUM))
+    checked(C.lm_all_reduce(group.pointer, self.load, n, C.LM_F64, C.LM_REDUCE_SUM), self.load)
+    checked(C.lm_all_reduce(group.pointer, self.together, n * n, C.LM_F64, C.LM_REDUCE_SUM), self.together)
   end
   return self
 end
