@@ -3,6 +3,7 @@
 --   ./lumoe recipes/estimate.lua --experts 64 --ranks 64 --ep 64 --hardware a100-40 --precision bf16
 --   ./lumoe recipes/estimate.lua --paper              512 A100 and 3.5 trillion parameters (arXiv 2109.10465)
 --   ./lumoe -np 2 recipes/estimate.lua --verify       the planner against the counters of real steps
+--   ./lumoe -np 2 recipes/estimate.lua --times        its times beside those of real steps here
 local lumoe = require 'lumoe'
 local json = require 'lumoe.data.json'
 local options = require 'recipes.estimate.options'
@@ -21,11 +22,13 @@ if opts.verify then
   local results, off = require('recipes.estimate.verify').run(opts)
   save(results)
   if off > 0 then os.exit(1) end
+elseif opts.times then
+  save(require('recipes.estimate.times').run(opts.only))
 elseif opts.paper then
   save(require('recipes.estimate.paper').run(opts))
 else
   local plan = lumoe.estimate { model = opts.model, mesh = opts.mesh, batch = opts.batch, precision = opts.precision,
-    recompute = opts.recompute, overlap = opts.overlap, hardware = hardware }
+    masters = opts.masters, recompute = opts.recompute, overlap = opts.overlap, hardware = hardware }
   if lead then report.print(plan) end
   save(report.figures(plan))
 end

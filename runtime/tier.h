@@ -15,8 +15,9 @@
 typedef struct lm_tier lm_tier;
 
 /* A file in a directory. It has no name: when the process ends, however that happens, its space
- * is free again. */
-LM_API int lm_tier_file(const char *dir, lm_tier **out);
+ * is free again. mapped: not 0 when bytes move through a mapping of it, instead of by reading
+ * and writing. */
+LM_API int lm_tier_file(const char *dir, int mapped, lm_tier **out);
 /* Space for `bytes` more; offset: where they lie. */
 LM_API int lm_tier_reserve(lm_tier *t, int64_t bytes, int64_t *offset);
 

@@ -22,6 +22,8 @@ local function exchanges(add, ranks)
   exchange('once, in 2 parts, bf16', { once = true, parts = 2 }, { precision = 'bf16' })
   exchange('shadows', { shadow = 1.5 }, hot)
   exchange('rows, a hot expert', nil, hot)
+  exchange('rows, experts over capacity', nil, { capacity = 0.75 })
+  exchange('rows, a hot expert over its capacity', nil, { capacity = 1.25, popularity = hot.popularity })
   if ranks % 2 == 0 then
     local both = { hosts = two_levels.hosts, way = 'two_level', once = true }
     exchange('two levels', two_levels, { on_host = ranks / 2 })
@@ -44,7 +46,8 @@ local function divided(add, ranks)
   add('ep 2, etp 2, once', { ep = 2, etp = 2, exchange = { once = true } })
 end
 
---- { name, precision, ep, etp, tp, zero, offload, recompute, micro_batches, exchange, popularity, on_host }, those whose
+--- { name, precision, masters, ep, etp, tp, zero, offload, recompute, micro_batches, exchange, popularity,
+-- capacity, on_host }, those whose
 -- names have the text `only`.
 function layouts.list(ranks, only)
   local list = {}
@@ -63,6 +66,8 @@ function layouts.list(ranks, only)
   add('2 micro-batches', { ep = ranks, micro_batches = 2 })
   add('offload optimizer, bf16', { offload = 'optimizer', precision = 'bf16' })
   add('offload parameters, bf16', { offload = 'parameters', precision = 'bf16' })
+  add('no masters, bf16', { precision = 'bf16', masters = false })
+  add('offload parameters, no masters, bf16', { offload = 'parameters', precision = 'bf16', masters = false })
   add('offload parameters, 2 micro-batches', { offload = 'parameters', micro_batches = 2 })
   if ranks > 1 then
     divided(add, ranks)

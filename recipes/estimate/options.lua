@@ -32,7 +32,7 @@ local function exchange(text)
   return how
 end
 
---- { model, mesh, batch } as lumoe.estimate takes them, precision, hardware, recompute, overlap, json, paper, verify.
+--- { model, mesh, batch } as lumoe.estimate takes them, precision, masters, hardware, recompute, overlap, json, paper, verify, times.
 function options.parse(arguments)
   local p = parser('lumoe recipes/estimate.lua',
     'Predicts memory by purpose, bytes on each wire and time of a training step, for any number of ranks.')
@@ -70,18 +70,21 @@ function options.parse(arguments)
     option('--source', 64, count(1), 'Source positions of each'),
     option('--target', 64, count(1), 'Target positions of each'),
     option('--micro-batches', 1, count(1), 'Parts of a step'),
-    p:option('--precision', 'f32 or bf16', 'bf16'):choices { 'f32', 'bf16' })
+    p:option('--precision', 'f32 or bf16', 'bf16'):choices { 'f32', 'bf16' },
+    p:flag('--no-masters', 'bf16 parameters without f32 masters'))
   p:group('What for',
     p:option('--hardware', 'A machine by name; here: measured now; none: no times', 'a100-40'):choices(names()),
     p:flag('--overlap', 'Computing and moving at once, instead of one after the other'),
     p:flag('--paper', "The setting of arXiv 2109.10465, beside the paper's figures"),
     p:flag('--verify', 'Run small real steps on the ranks at hand; exit 1 where the planner is off'),
-    p:option('--only', 'Layouts of --verify whose name has this text'):argname 'TEXT',
+    p:flag('--times', 'Run real steps of several sizes, and print their times beside the predicted ones'),
+    p:option('--only', 'Layouts of --verify, or sizes of --times, whose name has this text'):argname 'TEXT',
     option('--tolerance', 0.05, number, 'How far --verify lets memory be off'):argname 'SHARE',
     p:option('--json', 'Write the figures to a file'):argname 'FILE')
 
   local o = p:parse(arguments)
   if o.hardware == 'none' then o.hardware = nil end
+  o.masters = not o.no_masters
   o.model = estimate.from_options(o)
   o.mesh = { ranks = o.ranks, tp = o.tp, ep = o.ep, etp = o.etp, offload = o.offload, on_host = o.on_host,
     zero = { dense = o.zero_dense, expert = o.zero_expert } }

@@ -17,6 +17,8 @@ real.ROWS = 8 -- sequences of a rank and micro-batch
 real.LENGTHS = { source = 42, target = 21 }
 real.PURPOSES = { 'parameters', 'gradients', 'optimizer', 'activations', 'exchange', 'total' }
 
+local SMALL = { model = real.MODEL, rows = real.ROWS, lengths = real.LENGTHS }
+
 -- ---- routing as the planner takes it to be -------------------------------------------------
 
 -- Token i chooses the i-th set, in turn.
@@ -36,39 +38,44 @@ end
 
 -- ---- a step --------------------------------------------------------------------------------
 
-local function build(layout)
+-- given: a model as real.MODEL. by_turns: experts are chosen by turns, else learned.
+local function build(layout, given, by_turns)
   local opts = { noise = 0, label_smoothing = 0.1, select = 'random' }
-  for key, value in pairs(real.MODEL) do opts[key] = value end
+  for key, value in pairs(given) do opts[key] = value end
   for _, key in ipairs { 'tp', 'ep', 'etp', 'offload', 'recompute', 'exchange' } do opts[key] = layout[key] end
+  opts.capacity = layout.capacity or given.capacity
   opts.zero_dense, opts.zero_expert = layout.zero and layout.zero.dense, layout.zero and layout.zero.expert
   local model = Translator(opts)
   model:initialize()
   if layout.precision == 'bf16' then model:to 'bf16' end
-  for _, m in ipairs(model:moe_layers()) do route_by_turns(m.layer, layout.popularity) end
+  for _, m in ipairs(by_turns and model:moe_layers() or {}) do route_by_turns(m.layer, layout.popularity) end
   dist.shard(model)
-  return model:train(), optim.AdamW(model:named_parameters(), {})
+  return model:train(), optim.AdamW(model:named_parameters(), { masters = layout.masters })
 end
 
--- Tokens of sequences that this rank has; all of them valid.
-local function batch(rows, first)
-  local function ids(len) return lumoe.ones({ rows, len }, { dtype = 'i32' }) end
+-- `rows` sequences of this rank, the first of them number `first`, of random ids below `vocab`; all tokens valid.
+local function batch(rows, first, lengths, vocab)
+  local function ids(len) return (random.rand(rows, len) * (vocab - 1)):int() + 1 end
   local function tags(len)
     return { valid = lumoe.ones({ rows, len }, { dtype = 'u8' }),
       tokens = (lumoe.arange(rows) + first):reshape(rows, 1) * 2 ^ 20 + lumoe.arange(len) }
   end
-  local source, target = real.LENGTHS.source, real.LENGTHS.target
+  local source, target = lengths.source, lengths.target
   return { pad = 0, src = ids(source), tgt_in = ids(target), tgt_out = ids(target), src_tags = tags(source), tgt_tags = tags(target) }
 end
 
-local function step(model, optimizer, layout, number)
+-- size: { model, rows (of this rank and micro-batch), lengths }.
+local function step(model, optimizer, layout, size, number)
   local dp = dist.world_size() / (layout.tp or 1)
   local part = math.floor(dist.rank() / (layout.tp or 1))
   local micro_batches = layout.micro_batches or 1
   random.step(number)
   for micro = 1, micro_batches do
     lumoe.scope(function()
-      local nll, encoder, decoder = model:loss(batch(real.ROWS, part * real.ROWS))
-      local loss = nll / (dp * real.ROWS * real.LENGTHS.target) + encoder:float() + decoder:float()
+      local nll, encoder, decoder = model:loss(batch(size.rows, part * size.rows, size.lengths, size.model.vocab))
+      local loss = nll / (dp * size.rows * size.lengths.target)
+      if encoder then loss = loss + encoder:float() end
+      if decoder then loss = loss + decoder:float() end
       loss:backward { last = micro == micro_batches }
     end)
   end
@@ -97,6 +104,7 @@ local function collect()
   collectgarbage()
 end
 
+
 -- ---- what is counted -----------------------------------------------------------------------
 
 local function most(n) return dist.reduce_number(n, 'max') end -- of all ranks
@@ -118,8 +126,20 @@ local function exchanged(model, on_host)
       end
     end
   end
-  for _, what in ipairs { 'bytes', 'messages', 'far_bytes', 'far_messages' } do sent[what] = most(sent[what]) end
   return sent
+end
+
+-- Bytes that went to and from the tier so far.
+local function tier_bytes(model)
+  local sum, seen = { read = 0, written = 0 }, {}
+  for _, p in ipairs(model:named_parameters()) do
+    local tier = p.spec.lodging and p.spec.lodging.tier
+    if tier and not seen[tier] then
+      local bytes = tier:bytes()
+      seen[tier], sum.read, sum.written = true, sum.read + bytes.read, sum.written + bytes.written
+    end
+  end
+  return sum
 end
 
 -- A step and its counters. short: of a rank that is short of memory, where what is under way gives way to what is made, so
@@ -130,29 +150,50 @@ local function counted(model, optimizer, layout, number, short)
   lumoe.memory_limit(short and 1 or 0, { soft = true })
   lumoe.reset_peak_memory()
   dist.counters { reset = true }
-  local begun = clock()
-  step(model, optimizer, layout, number)
-  local got = { seconds = clock() - begun, bytes = 0, messages = 0, memory = {} }
+  local before = tier_bytes(model)
+  step(model, optimizer, layout, SMALL, number)
+  local got, tier = { bytes = 0, messages = 0, memory = {} }, tier_bytes(model)
+  got.tier_read, got.tier_written = tier.read - before.read, tier.written - before.written
   lumoe.memory_limit(0, { soft = true })
   collectgarbage 'restart'
   local peak = lumoe.memory().peak
   for _, to in ipairs(dist.counters()) do got.bytes, got.messages = got.bytes + to.bytes, got.messages + to.messages end
-  for _, what in ipairs { 'seconds', 'bytes', 'messages' } do got[what] = most(got[what]) end
   for _, what in ipairs(real.PURPOSES) do got.memory[what] = most(peak[what]) end
   return got
 end
 
---- { parameters, memory by purpose, bytes, messages, exchange, at_leisure, seconds }: of the second step, since the first has
--- made what stays; and of a third, in which nothing gives way, the peak of all memory and the time.
+--- { parameters, memory by purpose, bytes, beside (the exchange), messages, tier_read, tier_written, exchange, at_leisure }: of
+-- the second step, since the first has made what stays; and of a third, in which nothing gives way, the peak of all memory.
 function real.measure(layout)
-  local model, optimizer = build(layout)
-  step(model, optimizer, layout, 1)
+  local model, optimizer = build(layout, real.MODEL, true)
+  step(model, optimizer, layout, SMALL, 1)
   local got = counted(model, optimizer, layout, 2, true)
   got.exchange = exchanged(model, layout.on_host or dist.world_size())
+  got.beside = got.bytes - (layout.micro_batches or 1) * got.exchange.bytes
+  for _, what in ipairs { 'tier_read', 'tier_written', 'bytes', 'messages', 'beside' } do got[what] = most(got[what]) end
+  for _, what in ipairs { 'bytes', 'messages', 'far_bytes', 'far_messages' } do got.exchange[what] = most(got.exchange[what]) end
   local leisure = counted(model, optimizer, layout, 3)
-  got.parameters, got.at_leisure, got.seconds = most(model:numel()), leisure.memory.total, leisure.seconds
+  got.parameters, got.at_leisure = most(model:numel()), leisure.memory.total
   forget(model, optimizer)
   return got
+end
+
+local WARM, TIMED = 4, 7 -- steps
+
+--- Seconds of a step: the median of several on the slowest rank, after some that compile and fill pools.
+function real.seconds(layout, size)
+  local model, optimizer = build(layout, size.model)
+  local list = {}
+  for number = 1, WARM + TIMED do
+    dist.barrier()
+    local begun = clock()
+    step(model, optimizer, layout, size, number)
+    list[#list + 1] = number > WARM and most(clock() - begun) or nil
+  end
+  forget(model, optimizer)
+  collect()
+  table.sort(list)
+  return list[math.ceil(#list / 2)]
 end
 
 return real

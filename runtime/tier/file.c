@@ -1,9 +1,10 @@
 /* file.c - the tier that is a file: a disk behind the CPU's memory.
  *
  * Space is given to the file when it is reserved (posix_fallocate), so a disk that is full says
- * so then. Bytes move by pread and pwrite rather than through a mapping: a failing disk is
- * then an error code, not a signal. The system keeps in its page cache what memory it has to
- * spare for it. */
+ * so then. The system keeps in its page cache what memory it has to spare for it. Bytes move by
+ * pread and pwrite: a failing disk is then an error code. Of a mapped file they are copied from
+ * and to the cache's own pages: no calls, but a fault for each page, and a failing disk is a
+ * signal (SIGBUS) that ends the process. */
 #define _GNU_SOURCE /* O_TMPFILE */
 #include "runtime/tensor_impl.h"
 #include "runtime/tier/tier_impl.h"
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 enum { CHUNK = 8 << 20 }; /* bytes a call moves at most */
@@ -20,6 +22,8 @@ enum { CHUNK = 8 << 20 }; /* bytes a call moves at most */
 typedef struct {
     lm_tier base;
     int fd;
+    char *map; /* where the file is in memory: `range` bytes of addresses; NULL: nowhere */
+    size_t range;
     size_t size;   /* of this object */
     char place[1]; /* as long as it is */
 } file_tier;
@@ -60,13 +64,59 @@ static int file_read(lm_tier *t, int64_t offset, char *dst, int64_t bytes) {
     return 0;
 }
 
+/* ---- mapped ---- */
+
+enum { LEAST_RANGE = 1 << 30 };
+
+/* Addresses for all that may ever be reserved, so that the mapping never moves. */
+static int map_nothing(file_tier *f) {
+    for (f->range = (size_t)1 << 42; f->range >= LEAST_RANGE; f->range /= 2) {
+        void *p =
+            mmap(NULL, f->range, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p != MAP_FAILED) return f->map = p, LM_OK;
+    }
+    return lm_fail(LM_EOOM, "offload: no addresses for %s", f->place);
+}
+
+/* The page in which the old end lies is mapped again, to the same bytes. */
+static int mapped_grow(lm_tier *t, int64_t before, int64_t size) {
+    file_tier *f = (file_tier *)(void *)t;
+    int64_t from = before - before % sysconf(_SC_PAGESIZE);
+    if (size > (int64_t)f->range)
+        return lm_fail(LM_EOOM, "offload: no addresses for %lld bytes of %s", (long long)size,
+                       f->place);
+    int st = file_grow(t, before, size);
+    if (st != LM_OK) return st;
+    void *p = mmap(f->map + from, (size_t)(size - from), PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_FIXED, f->fd, from);
+    if (p != MAP_FAILED) return LM_OK;
+    st = lm_fail(LM_EOOM, "offload: cannot map %lld bytes of %s: %s", (long long)size, f->place,
+                 strerror(errno));
+    (void)!ftruncate(f->fd, before);
+    return st;
+}
+
+static int mapped_write(lm_tier *t, int64_t offset, const char *src, int64_t bytes) {
+    memcpy(((file_tier *)(void *)t)->map + offset, src, (size_t)bytes);
+    return 0;
+}
+
+static int mapped_read(lm_tier *t, int64_t offset, char *dst, int64_t bytes) {
+    memcpy(dst, ((file_tier *)(void *)t)->map + offset, (size_t)bytes);
+    return 0;
+}
+
+/* ---- both ---- */
+
 static void file_free(lm_tier *t) {
     file_tier *f = (file_tier *)(void *)t;
-    close(f->fd);
+    if (f->map) munmap(f->map, f->range);
+    if (f->fd >= 0) close(f->fd);
     lm__object_free(f, f->size);
 }
 
-static const lm_tier_kind file_kind = {file_grow, file_write, file_read, file_free};
+static const lm_tier_kind file_kind = {file_grow, file_write, file_read, file_free},
+                          mapped_kind = {mapped_grow, mapped_write, mapped_read, file_free};
 
 /* A file without a name; where the file system has no such thing, one whose name is taken away
  * at once. -1 with errno. */
@@ -85,7 +135,7 @@ static int open_nameless(const char *dir) {
     return fd;
 }
 
-int lm_tier_file(const char *dir, lm_tier **out) {
+int lm_tier_file(const char *dir, int mapped, lm_tier **out) {
     static const char words[] = "a file in ";
     size_t size = sizeof(file_tier) + strlen(words) + strlen(dir);
     file_tier *f = lm__object_new(size);
@@ -93,13 +143,14 @@ int lm_tier_file(const char *dir, lm_tier **out) {
     memset(f, 0, size);
     f->size = size;
     strcat(strcpy(f->place, words), dir);
-    f->base.kind = &file_kind, f->base.place = f->place;
+    f->base.kind = mapped ? &mapped_kind : &file_kind, f->base.place = f->place;
     f->fd = open_nameless(dir);
     int st = LM_OK;
     if (f->fd < 0)
         st = lm_fail(LM_EIO, "offload: cannot make %s: %s", f->place, strerror(errno));
-    else if ((st = lm__tier_start(&f->base)) != LM_OK) close(f->fd);
+    if (st == LM_OK && mapped) st = map_nothing(f);
+    if (st == LM_OK) st = lm__tier_start(&f->base);
     if (st == LM_OK) *out = &f->base;
-    else lm__object_free(f, size);
+    else file_free(&f->base);
     return st;
 }

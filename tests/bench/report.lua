@@ -25,9 +25,11 @@ local function ratio(x) return x and ('%.2f'):format(x) or '' end
 --- A line for the terminal.
 function report.line(r)
   if r.failed then return ('%-9s %-40s %-5s %s: %s'):format(r.group, r.name, r.dtype, r.peer_name, r.failed) end
-  return ('%-9s %-40s %-5s %10s %-9s %5s  %10s %6s  %s%s'):format(r.group, r.name, r.dtype, number(r.ours), r.unit,
+  local waited = r.ours_parts and r.ours_parts.waited or 0 -- of the time, for messages
+  return ('%-9s %-40s %-5s %10s %-9s %5s  %10s %6s  %s%s%s'):format(r.group, r.name, r.dtype, number(r.ours), r.unit,
     percent(r.limit_share), number(r.peer), r.ratio and ratio(r.ratio) .. 'x' or '', r.peer_name or '',
-    r.memory_share and (', our memory %s of its'):format(percent(r.memory_share)) or '')
+    r.memory_share and (', our memory %s of its'):format(percent(r.memory_share)) or '',
+    waited > 0 and (', ours waits %s of its time'):format(percent(waited)) or '')
 end
 
 local function is_ours(r) return r.peer_name:find('^lumoe') ~= nil end -- another program of ours, to compare with

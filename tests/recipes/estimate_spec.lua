@@ -20,14 +20,17 @@ describe('recipes/estimate.lua', function()
   -- Experts in uneven blocks on 3 ranks; everything that needs 4.
   for _, case in ipairs { { 1, '' }, { 2, '' }, { 3, '--only "ep 3"' }, { 4, '--only "ep 2"' }, { 4, '--only "two levels"' } } do
     it(('is right about real steps on %d rank%s %s'):format(case[1], case[1] > 1 and 's' or '', case[2]), function()
-      local results, output = figures('--verify ' .. case[2], case[1])
+      local results = figures('--verify ' .. case[2], case[1])
       assert.is_true(#results >= 3)
       for _, layout in ipairs(results) do
         local held = {}
         for _, line in ipairs(layout.lines) do
           local where = layout.layout .. ': ' .. line.what
           assert.is_false(line.wrong, where)
-          assert.is_true(not line.held or line.off <= (line.what:find 'memory' and 0.05 or case[1] == 3 and 1e-4 or 1e-9), where)
+          -- over capacity, chance decides whose rows travel
+          local by_chance = layout.layout:find 'capacity' and (line.what == 'bytes sent' or line.what:find '^exchange: bytes')
+          local allowed = (line.what:find 'memory' or by_chance) and 0.05 or case[1] == 3 and 1e-4 or 1e-9
+          assert.is_true(not line.held or line.off <= allowed, where)
           held[line.what] = line.held
           if line.what == 'memory: total' then assert.is_true(line.counted > 2 ^ 20) end
         end
@@ -35,9 +38,7 @@ describe('recipes/estimate.lua', function()
           'bytes sent', 'messages sent' } do
           assert.is_true(held[what], layout.layout .. ': ' .. what)
         end
-        assert.is_true(layout.time.planned > 0 and layout.time.counted > 0)
       end
-      assert.truthy(output:find 'time of a step')
     end)
   end
 
@@ -45,6 +46,17 @@ describe('recipes/estimate.lua', function()
     local code, output = estimate('--verify --only dp --tolerance 0')
     assert.is_true(code ~= 0)
     assert.truthy(output:find 'WRONG')
+  end)
+
+  it('prints times beside those of real steps', function() -- other jobs are in both, so that only the size of it is held
+    local results, output = figures('--times --only narrow', 1)
+    assert.equal(2, #results)
+    for _, r in ipairs(results) do
+      local ratio = r.planned / r.counted
+      assert.is_true(ratio > 0.1 and ratio < 10, ('%s %s: %g s planned, %g counted'):format(r.size, r.precision, r.planned, r.counted))
+    end
+    assert.matches('narrow +bf16 +one rank ', output)
+    assert.matches('2 steps: off by', output)
   end)
 
   it('prints a plan, and writes its figures', function()

@@ -17,7 +17,7 @@ local status = require 'lumoe.status'
 ---@field edp integer  copies of that set
 ---@field zero { dense: integer, expert: integer }  stages of ZeRO
 ---@field offload string?  'optimizer' or 'parameters': what lives in the second tier of memory
----@field tier { dir?: string, bucket?: integer }  where, and the bytes that pass through memory at once
+---@field tier { dir?: string, bucket?: integer, mapped?: boolean }  where, the bytes that pass through memory at once, and how
 ---@field data lumoe.Group     the ranks with other tokens, at this rank's place in its tensor group: what each counts of
 ---  its tokens, as a loss, is added up over them
 ---@field tensor lumoe.Group   the ranks with the same tokens
@@ -30,7 +30,7 @@ Mesh.__index = Mesh
 local OPTIONS = { ep = true, etp = true, offload = true, ranks = true, tp = true, zero = true }
 local ZERO = { dense = true, expert = true }
 local OFFLOAD = { optimizer = true, parameters = true }
-local TIER = { to = true, dir = true, bucket = true }
+local TIER = { to = true, dir = true, bucket = true, mapped = true }
 
 -- ---- checks --------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ local function divides(what, n, size)
   end
 end
 
--- offload = 'optimizer' or 'parameters', or { to = that, dir = '/scratch', bucket = bytes }.
+-- offload = 'optimizer' or 'parameters', or { to = that, dir = '/scratch', bucket = bytes, mapped = false }.
 local function checked_offload(offload)
   local tier = {}
   if type(offload) == 'table' then
@@ -68,7 +68,10 @@ local function checked_offload(offload)
       status.argument('mesh: offload.dir must be the path of a directory, not %s', tostring(offload.dir))
     end
     if offload.bucket ~= nil then whole('offload.bucket', offload.bucket, 1, math.huge) end
-    tier = { dir = offload.dir, bucket = offload.bucket }
+    if offload.mapped ~= nil and type(offload.mapped) ~= 'boolean' then
+      status.argument('mesh: offload.mapped must be true or false, not %s', tostring(offload.mapped))
+    end
+    tier = { dir = offload.dir, bucket = offload.bucket, mapped = offload.mapped }
     offload = tostring(offload.to)
   end
   if offload ~= nil and not OFFLOAD[offload] then
@@ -125,7 +128,7 @@ local function mesh(opts)
   local size, rank = world.size, world.rank
   local m = checked(opts, size)
   local key = table.concat({ m.tp, m.ep, m.etp, m.zero.dense, m.zero.expert, m.offload or 'none',
-    m.tier.dir or '', m.tier.bucket or '', unpack(world.ranks) }, ' ')
+    m.tier.dir or '', m.tier.bucket or '', tostring(m.tier.mapped), unpack(world.ranks) }, ' ')
   if meshes[key] then return meshes[key] end
   local spread = m.ep * m.etp
   m.dp, m.edp = size / m.tp, size / spread

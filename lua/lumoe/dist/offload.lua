@@ -4,7 +4,8 @@
 --   offload = 'optimizer'   a rank keeps its parameters, and of gradients those of the unit that backward is in
 --   offload = 'parameters'  it keeps neither: a unit's parameters are read when it runs, the next one's ahead
 --
--- Where they are: `offload = { to = 'parameters', dir = '/scratch' }`, else the directory for temporary files.
+-- Where they are: `offload = { to = 'parameters', dir = '/scratch' }`, else the directory for temporary files; how bytes get
+-- there: `mapped = true` through a mapping of the file.
 local ffi = require 'ffi'
 local C = require 'lumoe.ffi'
 local handle = require 'lumoe.handle'
@@ -37,7 +38,7 @@ function offload.lodge(p, open)
   status.check(C.lm_shard_chunk(handle.pointer(p.tensor), chunk))
   local count, size = C.lm_tensor_numel(chunk[0]), C.lm_dtype_size(C.lm_tensor_dtype(chunk[0]))
   C.lm_tensor_release(chunk[0])
-  local tier = open(mesh.tier.dir)
+  local tier = open(mesh.tier.dir, mesh.tier.mapped)
   local gradient = tier:reserve(4 * count)
   local place = mesh.offload == 'parameters' and tier:reserve(size * count) or nil
   status.check(C.lm_offload_new(handle.pointer(p.tensor), tier.pointer, gradient, place or -1, out))

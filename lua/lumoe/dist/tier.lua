@@ -20,23 +20,26 @@ function Tier.default_dir() return os.getenv 'TMPDIR' or '/tmp' end
 
 local out = ffi.new 'lm_tier *[1]'
 
+--- mapped: bytes move through a mapping of the file (runtime/tier/file.c).
 ---@param dir string?
+---@param mapped boolean?
 ---@return lumoe.Tier
-function Tier.open(dir)
+function Tier.open(dir, mapped)
   dir = dir or Tier.default_dir()
-  check(C.lm_tier_file(dir, out))
+  check(C.lm_tier_file(dir, mapped and 1 or 0, out))
   return setmetatable({ dir = dir, pointer = ffi.gc(out[0], C.lm_tier_release) }, Tier)
 end
 
 --- Tiers by directory, each opened when it is first asked for: of one model and its optimizer, so that their
 -- space is free again when they are gone.
----@return fun(dir: string?): lumoe.Tier
+---@return fun(dir: string?, mapped: boolean?): lumoe.Tier
 function Tier.opener()
-  local tiers = {}
-  return function(dir)
+  local tiers = { [false] = {}, [true] = {} }
+  return function(dir, mapped)
+    local of = tiers[mapped == true]
     dir = dir or Tier.default_dir()
-    tiers[dir] = tiers[dir] or Tier.open(dir)
-    return tiers[dir]
+    of[dir] = of[dir] or Tier.open(dir, mapped)
+    return of[dir]
   end
 end
 

@@ -20,16 +20,32 @@ local function router(u, tokens)
   u:makes(tokens * top_k, 4) -- weights
 end
 
--- Each rank's counts to all ranks with tokens, and the mean scores that balancers want. Where experts are over their
--- capacity: how many stand in line for each, the lines to who decides on them, and what was decided.
+-- What a rank sends where experts are over their capacity: how many of its `tokens` stand in line for each, the lines to
+-- who decides on them, and what it decided. Of n lines, rank d of R decides those from n d / R on: the most that any sends.
+local function contest(tokens, lines, ranks)
+  local decided, last, all, deciders = {}, {}, 0, 0
+  for i, routes in ipairs(lines) do
+    local d = math.floor((i - 1) * ranks / #lines) + 1
+    if not decided[d] then deciders = deciders + 1 end
+    decided[d], last[d], all = (decided[d] or 0) + tokens * routes, (last[d] or 0) + 1, all + tokens * routes
+  end
+  local bytes, messages = 0, 0
+  for d = 1, ranks do
+    local told = last[d] and ranks - 1 or 0
+    bytes = math.max(bytes, PLACE * (all - (decided[d] or 0) + told * (last[d] or 0)))
+    messages = math.max(messages, deciders - (decided[d] and 1 or 0) + told)
+  end
+  return bytes, messages
+end
+
+-- Each rank's counts to all ranks with tokens, and the mean scores that balancers want.
 local function agreement(u, mine)
   local model, mesh, r = u.context.model, u.context.mesh, u.context.routing
   local function all(bytes) u:sends('plan', 'tokens', 'once', wires.all_gather(bytes, mesh.ranks)) end
   if mesh.ranks > 1 then all(8 * (HEAD_WORDS + model.experts)) end
-  if mesh.ranks > 1 and r.over > 0 then
-    all(8 * r.over)
-    u:sends('plan', 'tokens', 'once', wires.reduce_scatter(PLACE * mine * r.contested, mesh.ranks))
-    all(PLACE * r.over / mesh.ranks)
+  if mesh.ranks > 1 and #r.contested > 0 then
+    all(8 * #r.contested)
+    u:sends('plan', 'tokens', 'once', contest(mine, r.contested, mesh.ranks))
     u:sends('plan', 'expert', 'once', wires.all_gather(8 * model.experts, mesh.ep * mesh.etp))
   end
   if model.balance > 0 and mesh.dp > 1 then

@@ -8,13 +8,13 @@ local footprint = {}
 
 -- ---- what stays ----------------------------------------------------------------------------
 
-local function state_bytes(p, n) return 2 * block(4 * n) + (p.bytes == 2 and block(4 * n) or 0) end
+local function state_bytes(p, n, mesh) return (sharding.has_master(p, mesh) and 3 or 2) * block(4 * n) end
 
 local function bytes_of(p, mesh)
   return {
     parameters = block(p.bytes * sharding.share(p, mesh, 'parameters')),
     gradients = block(4 * sharding.share(p, mesh, 'gradients')),
-    optimizer = state_bytes(p, sharding.share(p, mesh, 'optimizer')),
+    optimizer = state_bytes(p, sharding.share(p, mesh, 'optimizer'), mesh),
   }
 end
 
@@ -46,16 +46,19 @@ local function windows(elements, slots, parameter, bucket)
   return math.min(WINDOWS, math.ceil(elements / each)) * ((slots + 1) * block(4 * each) + block(parameter * each))
 end
 
---- Of the update: one stream for bf16 parameters (m, v, master), one for those that stay f32, one after the other.
+--- Elements of a stream that a parameter takes.
+function footprint.of_stream(elements) return math.ceil(elements / GRAIN) * GRAIN end
+
+--- Of the update: one stream for bf16 parameters (m, v, master if any), one for those that stay f32, one after the other.
 function footprint.passing_state(units, mesh)
   if not mesh.offload then return 0 end
   local elements, moves = { [2] = 0, [4] = 0 }, mesh.offload == 'parameters' and 1 or 0
   for _, u in ipairs(units) do
     for _, p in ipairs(u.parameters) do
-      elements[p.bytes] = elements[p.bytes] + math.ceil(sharding.share(p, mesh, 'optimizer') / GRAIN) * GRAIN
+      elements[p.bytes] = elements[p.bytes] + footprint.of_stream(sharding.share(p, mesh, 'optimizer'))
     end
   end
-  return math.max(windows(elements[2], 3, 2 * moves, mesh.bucket), windows(elements[4], 2, 4 * moves, mesh.bucket))
+  return math.max(windows(elements[2], mesh.masters and 3 or 2, 2 * moves, mesh.bucket), windows(elements[4], 2, 4 * moves, mesh.bucket))
 end
 
 local ADDED = 2 ^ 18 -- elements of a gradient in the tier that are added to at a time (runtime/tier/offload.c)

@@ -1,28 +1,13 @@
---- This machine as estimate/hardware.lua describes others, measured in about a second: products and copies through our
--- own kernels, messages between the ranks there are, the tier's file. All ranks call it together; a busy machine
--- gives small numbers.
+--- This machine as estimate/hardware.lua describes others, measured in a few seconds: products and copies through our own
+-- kernels, messages between the ranks there are, the tier's file, and what our layers reach of all that
+-- (estimate/reach.lua). All ranks call it together; a busy machine gives small numbers.
 local dist = require 'lumoe.dist'
+local fastest = require 'lumoe.estimate.fastest'
+local reach = require 'lumoe.estimate.reach'
 local scope = require('lumoe.autograd').scope
-local Tier = require 'lumoe.dist.tier'
-local clock = require('lumoe.log.terminal').clock
 local random = require 'lumoe.random'
 local tensor = require 'lumoe.tensor'
-
-local ENOUGH = 0.15 -- seconds of one measurement
-
--- Seconds of one f(), the fastest of many; all ranks repeat equally often.
-local function fastest(f)
-  f()
-  local spent, best, times = 0, math.huge, 0
-  repeat
-    local begun = clock()
-    f()
-    local took = clock() - begun
-    spent, best, times = spent + took, math.min(best, took), times + 1
-    local go_on = dist.reduce_number(spent < ENOUGH and times < 1000 and 1 or 0, 'max') > 0
-  until not go_on
-  return dist.reduce_number(best, 'max')
-end
+local Tier = require 'lumoe.dist.tier'
 
 local function products(dtype)
   local n = 768
@@ -69,9 +54,11 @@ return function(opts)
   local devices = dist.local_size()
   local host = memory_of_host()
   local link, bandwidth = messages(), copies()
-  return { title = ('here, %d rank%s'):format(devices, devices == 1 and '' or 's'), devices = devices,
+  local self = { title = ('here, %d rank%s'):format(devices, devices == 1 and '' or 's'), devices = devices,
     memory = host / devices, flops = { f32 = products 'f32', bf16 = products 'bf16' }, efficiency = 1,
     bandwidth = bandwidth, link = link, network = link,
     host = { memory = host, bandwidth = bandwidth * devices },
     tier = { bandwidth = file(opts and opts.dir), memory = math.huge } }
+  self.reach = reach(self)
+  return self
 end

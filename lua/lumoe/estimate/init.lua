@@ -24,7 +24,7 @@ local estimate = { hardware = hardware, here = function(...) return require 'lum
   describe_mesh = layout.describe, from_options = description.from_options }
 
 local OPTIONS = { model = true, mesh = true, batch = true, hardware = true, precision = true, recompute = true,
-  overlap = true }
+  overlap = true, masters = true }
 local BYTES = { f32 = 4, bf16 = 2 }
 
 local function machine(given)
@@ -55,6 +55,7 @@ end
 --   mesh       { ranks =, tp =, ep =, etp =, zero =, offload =, on_host = } as dist.mesh has them, or what it made
 --   batch      { sequences, source, target, micro_batches }, all ranks' together
 --   precision  'f32' or 'bf16' (parameters and activations; gradients and masters are f32)
+--   masters    false: bf16 parameters have none, as optim.AdamW { masters = false }
 --   recompute  activations of each layer are computed again in backward
 --   hardware   a name of estimate/hardware.lua or a table like those; without it no times
 --   overlap    computing and moving at once (false: one after the other)
@@ -68,6 +69,7 @@ function estimate.plan(opts)
   if not BYTES[precision] then status.argument("estimate: precision is f32 or bf16, not '%s'", tostring(precision)) end
   local context = { mesh = layout.new(opts.mesh), model = description.model(opts.model), precision = precision,
     batch = description.batch(opts.batch), bytes = BYTES[precision], recompute = opts.recompute, overlap = opts.overlap }
+  context.mesh.masters = opts.masters ~= false
   local on = machine(opts.hardware)
   context.on_host = context.mesh.on_host or on and on.devices or context.mesh.ranks
   if context.model.experts > 1 then context.routing = exchange.routing(context.model, context.mesh.ep) end

@@ -78,7 +78,11 @@ end
 local function last_part(u, tokens, with_experts)
   layers.norm(u, tokens, with_experts and 'makes' or 'saves')
   u.before = u.saved -- which is there until backward comes to the parts before
-  if with_experts then experts(u, tokens) else feed_forward(u, tokens) end
+  if with_experts then
+    u.part = 'experts'
+    experts(u, tokens)
+    u.part = 'dense'
+  else feed_forward(u, tokens) end
   u.stream = block(tokens * u.context.model.dim * u.context.bytes) -- what goes on to the next unit, and its gradient back
   if with_experts then u.loose = u.loose + u.stream end -- what they gave
   residual(u, tokens, 'makes')
@@ -111,6 +115,7 @@ end
 function layers.loss(u, tokens)
   local model, tp = u.context.model, u.context.mesh.tp
   local classes = math.ceil(model.vocab / tp)
+  u.part = 'loss'
   u:parameter({ model.vocab, model.dim }, { cut = 1 })
   u:product(tokens, classes, model.dim)
   u:saves(tokens * model.dim)

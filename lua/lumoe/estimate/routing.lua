@@ -97,8 +97,8 @@ end
 
 -- ---- either --------------------------------------------------------------------------------
 
---- Of a model (estimate/description.lua), over so many places. Beside share and touches: routes, of a token, kept; over, how many
--- experts have more than their capacity, and contested, a token's routes to them; shadowed, how many are, and at_home, a token's
+--- Of a model (estimate/description.lua), over so many places. Beside share and touches: routes, of a token, kept; contested, of
+-- each expert that has more than its capacity a token's routes to it; shadowed, how many are, and at_home, a token's
 -- routes to them; owned(place): of those the place's; first(place): its first expert; even: no two places differ.
 function routing.of(model, places)
   local experts, top_k = model.experts, model.top_k
@@ -130,11 +130,11 @@ function routing.of(model, places)
   for _, e in ipairs(shadows) do self.at_home = self.at_home + self.kept[e + 1] end
   self.even = not model.popularity and experts % places == 0
   self.routes = self:share(0, experts) + self.at_home -- of a token, kept
-  self.over, self.contested = 0, 0 -- experts over capacity, and a token's routes to them
-  for e = 1, model.popularity and experts or 0 do
-    if self.load[e] > most then self.over, self.contested = self.over + 1, self.contested + self.load[e] end
+  self.contested = {}
+  for e = 1, experts do
+    local load = model.popularity and self.load[e] or top_k / experts
+    if load > most then table.insert(self.contested, load) end
   end
-  if not model.popularity and top_k / experts > most then self.over, self.contested = experts, top_k end
   return self
 end
 

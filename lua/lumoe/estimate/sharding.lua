@@ -14,6 +14,9 @@ function sharding.share(p, mesh, what)
   return mesh.stage[p.group] >= STAGE[what] and math.ceil(p.here / p.replicas) or p.here
 end
 
+--- Whether the optimizer keeps an f32 copy of it.
+function sharding.has_master(p, mesh) return p.bytes == 2 and mesh.masters end
+
 --- Whether `what` is in the second tier.
 function sharding.is_away(mesh, what)
   return mesh.offload == 'parameters' or (mesh.offload == 'optimizer' and what ~= 'parameters')

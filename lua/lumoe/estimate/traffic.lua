@@ -1,4 +1,5 @@
 --- Bytes and messages that a rank sends on each wire in one step, and what goes to and from the second tier.
+local footprint = require 'lumoe.estimate.footprint'
 local sharding = require 'lumoe.estimate.sharding'
 local wires = require 'lumoe.estimate.wires'
 
@@ -48,15 +49,17 @@ local function parameters_of(list, mesh, gathers, send)
   end
 end
 
--- Read and written bytes of the tier.
-local function tier_of(p, mesh, gathers, tier)
+-- Read and written bytes of the tier. Each backward but the first reads the gradient, to add to it. A parameter without
+-- a master is itself read for the update.
+local function tier_of(p, mesh, gathers, micro, tier)
   if not mesh.offload then return end
-  local owned, state = sharding.share(p, mesh, 'optimizer'), p.bytes == 2 and 12 or 8
-  tier.written = tier.written + (4 + state) * owned
-  tier.read = tier.read + (4 + state) * owned
+  local master = sharding.has_master(p, mesh)
+  local owned = sharding.share(p, mesh, 'optimizer')
+  local both = 4 * micro * owned + (master and 12 or 8) * footprint.of_stream(owned)
+  tier.written, tier.read = tier.written + both, tier.read + both
   if mesh.offload == 'parameters' then
     tier.written = tier.written + p.bytes * owned
-    tier.read = tier.read + gathers * p.bytes * owned
+    tier.read = tier.read + (gathers + (master and 0 or 1)) * p.bytes * owned
   end
 end
 
@@ -69,7 +72,7 @@ function traffic.of(units, context)
   local function unit(parameters, gathers)
     gradients(parameters, mesh, micro, send)
     parameters_of(parameters, mesh, gathers, send)
-    for _, p in ipairs(parameters) do tier_of(p, mesh, gathers, tier) end
+    for _, p in ipairs(parameters) do tier_of(p, mesh, gathers, micro, tier) end
   end
   for _, u in ipairs(units) do
     local again = context.recompute and u.block

@@ -2,7 +2,8 @@
 -- messages. layers.lua fills it in the order of a forward pass; memory, traffic and time are read off it.
 --
 -- Tensors of a step live as the runtime keeps them: results made in Lua (`makes`) until the step's scope ends,
--- what only the tape holds (`saves`) until its backward. `loose` is what Lua holds and no backward needs.
+-- what only the tape holds (`saves`) until its backward. `loose` is what Lua holds and no backward needs. `part` says of what
+-- operations are: 'dense', 'experts' or 'loss'.
 local Unit = {}
 Unit.__index = Unit
 
@@ -20,7 +21,7 @@ end
 
 ---@param context table  mesh, model, batch, bytes (of an element), rows (sequences of a rank and micro-batch)
 function Unit.new(name, context)
-  return setmetatable({ name = name, context = context, parameters = {}, ops = {}, traffic = {},
+  return setmetatable({ name = name, context = context, part = 'dense', parameters = {}, ops = {}, traffic = {},
     kept = 0, saved = 0, exchange = 0, exchange_now = 0, exchange_plan = 0, widest = 0, stream = 0,
     arguments = 0, loose = 0, before = 0, weights = 0, rows = 0, shadows = 0 }, Unit)
 end
@@ -47,7 +48,7 @@ end
 
 local function note(self, bytes)
   self.widest = math.max(self.widest, bytes)
-  self.ops[#self.ops + 1] = { flops = 0, bytes = 2 * bytes } -- written once, read once
+  self.ops[#self.ops + 1] = { part = self.part, flops = 0, bytes = 2 * bytes } -- written once, read once
 end
 
 --- A tensor that Lua holds to the end of the step.
@@ -78,11 +79,12 @@ function Unit:plans(bytes)
 end
 
 --- So many elements of weights are read.
-function Unit:reads(count) self.ops[#self.ops + 1] = { flops = 0, bytes = count * self.context.bytes } end
+function Unit:reads(count) self.ops[#self.ops + 1] = { part = self.part, flops = 0, bytes = count * self.context.bytes } end
 
 --- A product of [m, k] by [k, n]; backward takes two of them. weights: bytes of the right operand to be read.
 function Unit:product(m, n, k)
-  self.ops[#self.ops + 1] = { flops = 2 * m * n * k, bytes = (m * k + n * k + m * n) * self.context.bytes }
+  local bytes = (m * k + n * k + m * n) * self.context.bytes
+  self.ops[#self.ops + 1] = { part = self.part, flops = 2 * m * n * k, bytes = bytes }
 end
 
 --- Bytes that a rank sends, and in how many messages. pass: 'forward' (again when recomputed), 'backward' or 'once'. far: of

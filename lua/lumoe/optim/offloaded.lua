@@ -45,7 +45,7 @@ end
 local function enter(self, item)
   local p, dtype = item.param, item.part.dtype
   local where, lodging = placement.mesh(p).tier, offload.of(p)
-  local tier = lodging and lodging.tier or self.open_tier(where.dir)
+  local tier = lodging and lodging.tier or self.open_tier(where.dir, where.mapped)
   local key = table.concat({ tostring(tier), dtype, where.bucket or '' }, ' ')
   local stream = self.streams[key]
   if not stream then

@@ -38,18 +38,52 @@ end
 
 local MPIRUN = 'mpirun --allow-run-as-root --oversubscribe --bind-to none -np %d'
 
+-- Steps of the recipe's model; what: further fields of a job.
+local function job(b, precision, batches, what)
+  local fields = { precision = precision, tiny = b.opts.tiny }
+  for key, value in pairs(what) do fields[key] = value end
+  return sizes.job('recipe', batches, fields)
+end
+
+-- Ranks of one thread beside another program.
+local function compare_ranks(b, name, precision, batches, n, several, quick, peer)
+  b:compare {
+    name = name, dtype = precision, quick = quick, fields = { dtype = precision, batches = batches, model = 'recipe' },
+    program = 'train_translator', job = several, launch = MPIRUN:format(n), threads = 1, cycle = #several.batches,
+    unit = 'tokens/s', value = measures.per_second(sizes.tokens(several)), parts = { 'waited', 'loss' }, peers = { peer },
+  }
+end
+
 local function ranks(b, precision, batches, ep)
   local n = math.max(2, b.opts.threads)
-  local function job(threads, spread)
-    return sizes.job('recipe', batches, { precision = precision, threads = threads, ep = spread, tiny = b.opts.tiny })
+  compare_ranks(b, ('%d ranks of 1 thread, %s batches%s'):format(n, batches, ep and ', experts spread' or ''), precision, batches, n,
+    job(b, precision, batches, { threads = 1, ep = ep and n or 1 }), batches == 'fixed' and precision == 'bf16' and ep,
+    { name = ('lumoe, 1 rank of %d threads'):format(n), program = 'train_translator', threads = n,
+      job = job(b, precision, batches, { threads = n, ep = 1 }) })
+end
+
+-- What moving while computing saves: gradients that leave during backward, and tokens that travel in parts.
+local function overlap(b, precision)
+  local n = math.max(2, b.opts.threads)
+  local function pair(name, with, without, other)
+    compare_ranks(b, ('%d ranks of 1 thread, %s'):format(n, name), precision, 'fixed', n, job(b, precision, 'fixed', with), false,
+      { name = 'lumoe, ' .. other, program = 'train_translator', launch = MPIRUN:format(n), threads = 1,
+        job = job(b, precision, 'fixed', without) })
   end
-  local several = job(1, ep and n or 1)
+  pair('gradients leave in backward', { threads = 1 }, { threads = 1, gradients_after = true }, 'after it')
+  pair('tokens travel in 2 parts', { threads = 1, ep = n, exchange = { parts = 2 } }, { threads = 1, ep = n }, 'in one')
+end
+
+-- One rank whose optimizer state is in a file: how its bytes move, and what it costs to have it there.
+local function offload(b, precision)
+  local function with(how) return job(b, precision, 'fixed', { ep = 1, offload = how }) end
+  local ours = with 'optimizer'
   b:compare {
-    name = ('%d ranks of 1 thread, %s batches%s'):format(n, batches, ep and ', experts spread' or ''), dtype = precision,
-    quick = batches == 'fixed' and precision == 'bf16' and ep, fields = { dtype = precision, batches = batches, model = 'recipe' },
-    program = 'train_translator', job = several, launch = MPIRUN:format(n), threads = 1, cycle = #several.batches,
-    unit = 'tokens/s', value = measures.per_second(sizes.tokens(several)), parts = { 'waited', 'loss' },
-    peers = { { name = ('lumoe, 1 rank of %d threads'):format(n), program = 'train_translator', job = job(n, 1), threads = n } },
+    name = 'optimizer offloaded', dtype = precision, fields = { dtype = precision, batches = 'fixed', model = 'recipe' },
+    program = 'train_translator', job = ours, unit = 'tokens/s', value = measures.per_second(sizes.tokens(ours)),
+    parts = { 'update', 'loss' },
+    peers = { { name = 'lumoe, the file mapped', program = 'train_translator', job = with { to = 'optimizer', mapped = true } },
+      { name = 'lumoe, in memory', program = 'train_translator', job = with(nil) } },
   }
 end
 
@@ -77,12 +111,14 @@ return {
           { experts = experts, top_k = 2 }, 'balanced')
       end
     end
+    for _, precision in ipairs { 'f32', 'bf16' } do offload(b, precision) end
     if os.execute 'command -v mpirun >/dev/null' ~= 0 then return b:fail('ranks', 'lumoe', 'there is no mpirun') end
     for _, precision in ipairs { 'f32', 'bf16' } do
       for _, batches in ipairs { 'fixed', 'varying' } do
         ranks(b, precision, batches, false)
         ranks(b, precision, batches, true)
       end
+      overlap(b, precision)
     end
   end,
 }

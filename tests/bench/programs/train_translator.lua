@@ -1,5 +1,6 @@
 --- Training steps of the recipe's model. One step is what recipes/translate/training.lua does in one, without
--- the data's part. Under mpirun each rank takes its share of every batch.
+-- the data's part. Under mpirun each rank takes its share of every batch; gradients_after: gradients leave for the other
+-- ranks when backward is done, not before.
 local ffi = require 'ffi'
 local lumoe = require 'lumoe'
 local corpus = require 'recipes.translate.corpus'
@@ -58,7 +59,7 @@ serve(function(job)
       local loss = nll / b.targets
       if encoder then loss = loss + encoder:float() end
       if decoder then loss = loss + decoder:float() end
-      loss:backward { last = true }
+      loss:backward { last = not job.gradients_after }
       value = nll:item() / b.targets
     end)
     dist.reduce_gradients(model)

@@ -8,6 +8,7 @@ local CASES = {
     { '', 'optimizer' },
     { '', 'parameters' },
     { '', 'parameters bucket=1000000' },
+    { '', 'parameters mapped=yes' },
     { 'dtype=bf16', 'optimizer' },
     { 'dtype=bf16', 'parameters' },
     { 'dtype=bf16 optimizer=SGD', 'parameters' },
@@ -17,6 +18,7 @@ local CASES = {
   [2] = {
     { 'ep=2', 'optimizer' },
     { 'ep=2', 'parameters' },
+    { 'ep=2', 'optimizer mapped=yes' },
     { 'dense=2 expert=2 micro=2', 'optimizer' },
     { 'dense=3 expert=3 micro=2', 'optimizer' },
     { 'dense=3 expert=3 micro=2 dtype=bf16', 'parameters' },

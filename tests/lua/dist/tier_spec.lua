@@ -35,69 +35,91 @@ local function run(dir, script, before)
   return said, code
 end
 
+for _, mapped in ipairs { false, true } do
+  describe(mapped and 'a mapped tier' or 'a tier', function()
+    it('gives back what it was given, in any order of places, over many pieces', function()
+      folder.with(function(dir)
+        local tier = Tier.open(dir, mapped)
+        local n, parts = 3 * 1024 * 1024 + 7, 9
+        local big, small = lumoe.arange(n, { dtype = 'i32' }), {}
+        local at = tier:reserve(4 * n)
+        local other = tier:reserve(100 * parts)
+        assert.equal(4 * n, other)
+        tier:write(at, big)
+        for i = parts, 1, -1 do
+          small[i] = lumoe.full({ 25 }, i)
+          tier:write(other + 100 * (i - 1), small[i])
+        end
+        local back, one = lumoe.zeros({ n }, { dtype = 'i32' }), lumoe.zeros(25)
+        tier:read(at, back)
+        tier:read(other + 300, one)
+        tier:wait()
+        assert.is_true(ffi.string(big:data_ptr(), 4 * n) == ffi.string(back:data_ptr(), 4 * n))
+        assert.same(small[4]:totable(), one:totable())
+        assert.same({ reserved = 4 * n + 900, written = 4 * n + 900, read = 4 * n + 100 }, tier:bytes())
+        tier:close()
+      end)
+    end)
+
+    it('reads what was begun to be written before, however long the queue is', function()
+      folder.with(function(dir)
+        local tier = Tier.open(dir, mapped)
+        local at = tier:reserve(400)
+        local from, to, seen = {}, {}, {}
+        for i = 1, 200 do -- more than the queue holds
+          from[i], to[i] = lumoe.full({ 100 }, i), lumoe.zeros(100)
+          tier:write(at, from[i])
+          seen[i] = tier:read(at, to[i])
+        end
+        assert.equal(400, seen[200])
+        tier:wait(seen[70])
+        assert.equal(70, to[70][99]:item())
+        tier:wait()
+        for i = 1, 200 do assert.equal(i, to[i][0]:item()) end
+      end)
+    end)
+
+    it('starts as zeros, and moves nothing for nothing', function()
+      folder.with(function(dir)
+        local tier = Tier.open(dir, mapped)
+        local at = tier:reserve(4000)
+        local t = lumoe.ones(1000)
+        tier:read(at, t)
+        tier:write(at, lumoe.zeros(0))
+        tier:wait()
+        assert.equal(0, t:sum():item())
+        assert.equal(0, tier:bytes().written)
+        assert.equal(4000, tier:reserve(0))
+      end)
+    end)
+
+    it('grows while it is written, wherever its pages end', function()
+      folder.with(function(dir)
+        local tier, list = Tier.open(dir, mapped), {}
+        for i = 1, 50 do
+          list[i] = { tier:reserve(4 * 997), lumoe.full({ 997 }, i) }
+          tier:write(list[i][1], list[i][2])
+        end
+        for i = 1, 50 do
+          local back = lumoe.zeros(997)
+          tier:wait(tier:read(list[i][1], back))
+          assert.equal(997 * i, back:sum():item())
+        end
+        tier:close()
+      end)
+    end)
+  end)
+end
+
 describe('a tier', function()
-  it('gives back what it was given, in any order of places, over many pieces', function()
-    folder.with(function(dir)
-      local tier = Tier.open(dir)
-      local n, parts = 3 * 1024 * 1024 + 7, 9
-      local big, small = lumoe.arange(n, { dtype = 'i32' }), {}
-      local at = tier:reserve(4 * n)
-      local other = tier:reserve(100 * parts)
-      assert.equal(4 * n, other)
-      tier:write(at, big)
-      for i = parts, 1, -1 do
-        small[i] = lumoe.full({ 25 }, i)
-        tier:write(other + 100 * (i - 1), small[i])
-      end
-      local back, one = lumoe.zeros({ n }, { dtype = 'i32' }), lumoe.zeros(25)
-      tier:read(at, back)
-      tier:read(other + 300, one)
-      tier:wait()
-      assert.is_true(ffi.string(big:data_ptr(), 4 * n) == ffi.string(back:data_ptr(), 4 * n))
-      assert.same(small[4]:totable(), one:totable())
-      assert.same({ reserved = 4 * n + 900, written = 4 * n + 900, read = 4 * n + 100 }, tier:bytes())
-      tier:close()
-    end)
-  end)
-
-  it('reads what was begun to be written before, however long the queue is', function()
-    folder.with(function(dir)
-      local tier = Tier.open(dir)
-      local at = tier:reserve(400)
-      local from, to, seen = {}, {}, {}
-      for i = 1, 200 do -- more than the queue holds
-        from[i], to[i] = lumoe.full({ 100 }, i), lumoe.zeros(100)
-        tier:write(at, from[i])
-        seen[i] = tier:read(at, to[i])
-      end
-      assert.equal(400, seen[200])
-      tier:wait(seen[70])
-      assert.equal(70, to[70][99]:item())
-      tier:wait()
-      for i = 1, 200 do assert.equal(i, to[i][0]:item()) end
-    end)
-  end)
-
-  it('starts as zeros, and moves nothing for nothing', function()
-    folder.with(function(dir)
-      local tier = Tier.open(dir)
-      local at = tier:reserve(4000)
-      local t = lumoe.ones(1000)
-      tier:read(at, t)
-      tier:write(at, lumoe.zeros(0))
-      tier:wait()
-      assert.equal(0, t:sum():item())
-      assert.equal(0, tier:bytes().written)
-      assert.equal(4000, tier:reserve(0))
-    end)
-  end)
-
   it('is opened once for a model and a directory', function()
     folder.with(function(dir)
       local open = Tier.opener()
       local tier = open(dir)
       assert.equal(tier, open(dir))
       assert.are_not.equal(tier, Tier.opener()(dir))
+      assert.are_not.equal(tier, open(dir, true))
+      assert.equal(open(dir, true), open(dir, true))
     end)
   end)
 

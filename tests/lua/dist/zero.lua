@@ -11,7 +11,8 @@ local shard = require 'lumoe.dist.shard'
 local dist, moe, nn, optim = lumoe.dist, lumoe.moe, lumoe.nn, lumoe.optim
 
 local DEFAULTS = { ep = '1', dense = '0', expert = '0', micro = '1', dtype = 'f32', optimizer = 'AdamW', deal = 'even', last = 'yes',
-  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no', experts = '5', offload = 'no', bucket = '2000', clip = 'scale' }
+  sharded = 'yes', fail = 'no', steps = '5', recompute = 'no', experts = '5', offload = 'no', bucket = '2000', mapped = 'no',
+  clip = 'scale' }
 local BATCH, TIME, DIM, VOCAB = 8, 5, 6, 13
 local rank, size = dist.rank(), dist.world_size()
 if size > 1 then C.lm_shard_set_bucket(300) end -- several buckets to a unit
@@ -23,7 +24,7 @@ local function run(file, opts)
   local before = lumoe.memory().live
   lumoe.manual_seed(5)
   local mesh = dist.mesh { ep = tonumber(opts.ep), zero = { dense = tonumber(opts.dense), expert = tonumber(opts.expert) },
-    offload = opts.offload ~= 'no' and { to = opts.offload, bucket = tonumber(opts.bucket) } or nil }
+    offload = opts.offload ~= 'no' and { to = opts.offload, bucket = tonumber(opts.bucket), mapped = opts.mapped == 'yes' } or nil }
 
   local Model = nn.class 'Model'
   function Model:init()

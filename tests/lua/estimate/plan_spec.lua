@@ -74,6 +74,35 @@ describe('estimate', function()
     assert.is_true(plan(big, nil, { recompute = true }).memory.peak.activations < f32.memory.peak.activations)
   end)
 
+  it('leaves out masters that there are not', function()
+    local big = { dim = 256, hidden = 1024, vocab = 1000 }
+    local n = plan(big).parameters.total
+    for _, offload in ipairs { false, 'parameters' } do
+      local mesh = { ranks = 1, offload = offload or nil }
+      local masters = plan(big, mesh, { precision = 'bf16' })
+      local without = plan(big, mesh, { precision = 'bf16', masters = false })
+      local where = offload and 'tier' or 'peak'
+      assert.near(4 * n, masters.memory[where].optimizer - without.memory[where].optimizer, 0.05 * n)
+      assert.is_true(not offload or masters.tier.written - without.tier.written > 3.9 * n)
+    end
+    assert.equal(plan(big).memory.peak.total, plan(big, nil, { masters = false }).memory.peak.total) -- f32 has none
+  end)
+
+  it('takes what parts reach of the roofline from the hardware', function()
+    local on = with(estimate.hardware['a100-40'], { efficiency = 1 })
+    local whole = plan(nil, nil, { hardware = on }).time
+    local function reaching(part, share)
+      local reach = {}
+      for _, name in ipairs { 'dense', 'experts', 'loss', 'update' } do reach[name] = { products = 1, rest = 1 } end
+      reach[part] = { products = share, rest = share }
+      return plan(nil, nil, { hardware = with(on, { reach = { f32 = reach } }) }).time
+    end
+    for _, part in ipairs { 'dense', 'experts', 'loss' } do
+      assert.is_true(reaching(part, 0.5).parts.compute > 1.02 * whole.parts.compute, part)
+    end
+    assert.near(2 * whole.parts.update, reaching('update', 0.5).parts.update, 1e-12)
+  end)
+
   it('rounds as the allocator does', function()
     for bytes, size in pairs { [1] = 64, [64] = 64, [65] = 128, [600] = 640, [1024] = 1024, [1030] = 1152, [32768] = 32768,
       [32769] = 33792, [40960] = 40960 } do
