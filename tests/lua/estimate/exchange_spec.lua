@@ -54,7 +54,7 @@ describe('routing', function()
       end)
       assert.near(touches, r:touches(0, 3), 1e-12)
       assert.near(share_of(sets, function(set) return kept[set[1]] + kept[set[2]] end), r.routes, 1e-12)
-      assert.equal(8, r.over)
+      assert.equal(8, #r.contested)
     end
   end)
 
