@@ -20,20 +20,16 @@ local function router(u, tokens)
   u:makes(tokens * top_k, 4) -- weights
 end
 
--- What a rank sends where experts are over their capacity: how many of its `tokens` stand in line for each, the lines to
--- who decides on them, and what it decided. Of n lines, rank d of R decides those from n d / R on: the most that any sends.
-local function contest(tokens, lines, ranks)
-  local decided, last, all, deciders = {}, {}, 0, 0
-  for i, routes in ipairs(lines) do
-    local d = math.floor((i - 1) * ranks / #lines) + 1
-    if not decided[d] then deciders = deciders + 1 end
-    decided[d], last[d], all = (decided[d] or 0) + tokens * routes, (last[d] or 0) + 1, all + tokens * routes
-  end
-  local bytes, messages = 0, 0
-  for d = 1, ranks do
-    local told = last[d] and ranks - 1 or 0
-    bytes = math.max(bytes, PLACE * (all - (decided[d] or 0) + told * (last[d] or 0)))
-    messages = math.max(messages, deciders - (decided[d] and 1 or 0) + told)
+-- What a rank sends where experts are over their capacity: its lines there to who decides on them, and what it decided to
+-- all. Of n lines, rank d of R decides those from n d / R on. Bytes and messages of those ranks that send most.
+local function contest(tokens, r, ranks)
+  local function first(d) return math.ceil(d * r.over / ranks) end
+  local bytes, messages, deciders = 0, 0, math.min(ranks, r.over)
+  for d = 0, ranks - 1 do
+    local decides = first(d + 1) - first(d)
+    local lines = tokens * (r.contested(0, r.over) - r.contested(first(d), first(d + 1)))
+    bytes = math.max(bytes, PLACE * (lines + (ranks - 1) * decides))
+    messages = math.max(messages, decides > 0 and deciders - 1 + ranks - 1 or deciders)
   end
   return bytes, messages
 end
@@ -43,9 +39,9 @@ local function agreement(u, mine)
   local model, mesh, r = u.context.model, u.context.mesh, u.context.routing
   local function all(bytes) u:sends('plan', 'tokens', 'once', wires.all_gather(bytes, mesh.ranks)) end
   if mesh.ranks > 1 then all(8 * (HEAD_WORDS + model.experts)) end
-  if mesh.ranks > 1 and #r.contested > 0 then
-    all(8 * #r.contested)
-    u:sends('plan', 'tokens', 'once', contest(mine, r.contested, mesh.ranks))
+  if mesh.ranks > 1 and r.over > 0 then
+    all(8 * r.over)
+    u:sends('plan', 'tokens', 'once', contest(mine, r, mesh.ranks))
     u:sends('plan', 'expert', 'once', wires.all_gather(8 * model.experts, mesh.ep * mesh.etp))
   end
   if model.balance > 0 and mesh.dp > 1 then

@@ -97,8 +97,8 @@ end
 
 -- ---- either --------------------------------------------------------------------------------
 
---- Of a model (estimate/description.lua), over so many places. Beside share and touches: routes, of a token, kept; contested, of
--- each expert that has more than its capacity a token's routes to it; shadowed, how many are, and at_home, a token's
+--- Of a model (estimate/description.lua), over so many places. Beside share and touches: routes, of a token, kept; over, how
+-- many experts have more than their capacity, and contested(first, last), a token's routes to those of them; shadowed, how many are, and at_home, a token's
 -- routes to them; owned(place): of those the place's; first(place): its first expert; even: no two places differ.
 function routing.of(model, places)
   local experts, top_k = model.experts, model.top_k
@@ -130,10 +130,16 @@ function routing.of(model, places)
   for _, e in ipairs(shadows) do self.at_home = self.at_home + self.kept[e + 1] end
   self.even = not model.popularity and experts % places == 0
   self.routes = self:share(0, experts) + self.at_home -- of a token, kept
-  self.contested = {}
-  for e = 1, experts do
-    local load = model.popularity and self.load[e] or top_k / experts
-    if load > most then table.insert(self.contested, load) end
+  if not model.popularity then
+    self.over = top_k / experts > most and experts or 0
+    function self.contested(first, last) return (last - first) * top_k / experts end
+  else
+    local before = { [0] = 0 } -- routes to the experts over capacity before each
+    for _, load in ipairs(self.load) do
+      if load > most then before[#before + 1] = before[#before] + load end
+    end
+    self.over = #before
+    function self.contested(first, last) return before[last] - before[first] end
   end
   return self
 end

@@ -54,7 +54,8 @@ describe('routing', function()
       end)
       assert.near(touches, r:touches(0, 3), 1e-12)
       assert.near(share_of(sets, function(set) return kept[set[1]] + kept[set[2]] end), r.routes, 1e-12)
-      assert.equal(8, #r.contested)
+      assert.equal(8, r.over)
+      assert.near(share_of(sets, function(set) return (set[1] < 3 and 1 or 0) + (set[2] < 3 and 1 or 0) end), r.contested(0, 3), 1e-12)
     end
   end)
 
