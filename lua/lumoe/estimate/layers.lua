@@ -19,8 +19,7 @@ function layers.norm(u, tokens, stays)
   u:parameter { dim }
   u:parameter { dim }
   u[stays or 'makes'](u, tokens * dim)
-  u:saves(tokens, 4) -- mean
-  u:saves(tokens, 4) -- 1 / deviation
+  u:saves(2 * tokens, 4) -- means, 1 / deviations
 end
 
 --- y = x W' + b. cut: 'columns' (outputs spread over tp) or 'rows' (inputs; y is then a partial sum). stays: 'makes', or how
