@@ -9,7 +9,7 @@ set -eu
 
 if [ "${1-}" != inside ]; then
   exec sh "$(dirname "$(readlink -f "$0")")/fresh_machine.sh" './lumoe -e ""' \
-    '{ command -v slurmd && command -v ip; } >/dev/null || apt-get install -y --no-install-recommends slurm-wlm munge iproute2 >build/hosts.log 2>&1' \
+    '{ command -v slurmd && command -v ip; } >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge iproute2 >build/hosts.log 2>&1' \
     "unshare --pid --fork --kill-child --mount-proc --mount --propagation unchanged --uts --net --ipc \
       sh tests/hosts.sh inside ${1:-mpirun srun}"
 fi
