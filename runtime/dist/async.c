@@ -20,7 +20,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { SPINS = 200, YIELDS = 4000, LEFT_SECONDS = 2, WRECK_SECONDS = 1 };
+enum { SPINS = 200, ALONE = 50, YIELDS = 4000, LEFT_SECONDS = 2, WRECK_SECONDS = 1 };
 
 /* Why a rank has failed, as it tells the others (lm_dist_rejoin). */
 typedef struct news {
@@ -184,8 +184,11 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* A short wait spins, a longer one gives its core away, a long one sleeps. */
+/* A short wait spins, a longer one gives its core away, a long one sleeps. With a core for each
+ * rank, only a stranger could take it, and would keep it for milliseconds: such ranks spin
+ * ALONE times as long. */
 static void pause_for(int64_t turn) {
+    if (!lm__dist_crowded()) turn = turn < ALONE * SPINS ? 0 : turn - (ALONE - 1) * SPINS;
     if (turn < SPINS) return;
     if (turn < YIELDS) sched_yield();
     else nanosleep(&(struct timespec){0, turn < 3 * YIELDS ? 50000 : 1000000}, NULL);

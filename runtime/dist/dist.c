@@ -1,9 +1,10 @@
 /* dist.c - the world: who started us, the transport to the other ranks, their hosts. */
-#define _GNU_SOURCE /* dladdr */
+#define _GNU_SOURCE /* dladdr, CPU_COUNT */
 #include "runtime/dist/dist_impl.h"
 #include "runtime/dist/watch.h"
 
 #include <dlfcn.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,4 +180,13 @@ int lm_dist_local_rank(void) {
 int lm_dist_local_size(void) {
     int st = lm_dist_init();
     return st == LM_OK ? neighbours(world->size) : st;
+}
+
+bool lm__dist_crowded(void) {
+    static int crowded = -1;
+    cpu_set_t cores;
+    if (crowded >= 0 || !world) return crowded != 0;
+    int ranks = getenv("LUMOE_HOSTS") ? world->size : neighbours(world->size);
+    crowded = sched_getaffinity(0, sizeof cores, &cores) != 0 || CPU_COUNT(&cores) < ranks;
+    return crowded;
 }

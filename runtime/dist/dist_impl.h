@@ -52,6 +52,7 @@ struct lm_async {
 /* dist.c */
 lm_group *lm__group(const lm_group *g); /* the world when g is NULL; NULL: lm_last_error */
 const lm__transport *lm__transport_of_job(void); /* NULL once left */
+bool lm__dist_crowded(void);                     /* this host has fewer cores than ranks */
 
 /* group.c */
 int lm__world_new(int size, int rank, lm_group **out);
