@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { GROUP = 32 }; /* units, or results, of a task */
+enum { GROUP = LM_FEW_OUT }; /* units, or results, of a task */
 
 typedef struct {
     const lm_ffn_job *j;
@@ -88,7 +88,7 @@ static void up(const few_job *f, int64_t i, int64_t unit, places *p, void *pre, 
         for (int64_t q = 0; q < of->dim; q += inner) {
             for (int r = 0; r < high; r++) at[r] = b[r] + lm__words_of(j->w, q);
             lm__few_product(j->w, lm__ffn_up_part(j, e, row, n, q, lm__min(inner, of->dim - q)),
-                            at, high, c, GROUP, q > 0, p->left);
+                            q, at, high, c, GROUP, q > 0, p->left);
         }
         const float *bias = NULL;
         if (of->up_bias)
@@ -117,7 +117,7 @@ static void down(const few_job *f, int64_t i, int64_t d, places *p, void *y) {
         for (int r = 0; r < rows; r++)
             b[r] = f->h + (f->start[i] + r) * f->h_words + lm__words_of(j->w, q);
         lm_part part = lm__ffn_down_part(j, e, d, n, q, lm__min(j->stretch, of->hidden - q));
-        lm__few_product(j->w, part, b, lm__few_rows(rows, b), c, GROUP, q > 0, p->left);
+        lm__few_product(j->w, part, q, b, lm__few_rows(rows, b), c, GROUP, q > 0, p->left);
     }
     const float *bias = NULL;
     if (of->down_bias)

@@ -148,24 +148,22 @@ int lm__few_rows(int rows, const uint32_t *b[LM_FEW]) {
     return up;
 }
 
-void lm__few_product(lm_words w, lm_part a, const uint32_t *const b[LM_FEW], int rows, float *c,
-                     int64_t ldc, int add, uint32_t *room) {
-    int64_t k = lm__words_of(w, a.n), size = (int64_t)lm__size(w.dtype);
-    const char *from = a.x;
+void lm__few_product(lm_words w, lm_part a, int64_t p, const uint32_t *const b[LM_FEW],
+                     int rows, float *c, int64_t ldc, int add, uint32_t *room) {
+    int64_t k = lm__words_of(w, a.n), size = (int64_t)lm__size(w.dtype), ld = a.ld * size / 4;
     int as_they_lie = w.dtype == LM_F32 || (w.pairs && a.n % 2 == 0 && a.ld % 2 == 0);
-    for (int64_t i = 0; i < a.rows; i += LM_FEW_OUT, from += LM_FEW_OUT * a.ld * size) {
-        int64_t high = lm__min(LM_FEW_OUT, a.rows - i), ld = a.ld * size / 4;
-        const uint32_t *rows_of_a = (const uint32_t *)(const void *)from;
-        if (!as_they_lie || high < LM_FEW_OUT) { /* brought together, zeros below */
-            for (int64_t r = 0; r < LM_FEW_OUT; r++) {
-                uint32_t *to = room + r * k;
-                const uint32_t *row = r < high
-                                          ? lm__row_words(w, from + r * a.ld * size, a.n, to)
-                                          : memset(to, 0, (size_t)k * sizeof *to);
-                if (row != to) memcpy(to, row, (size_t)k * sizeof *to);
-            }
-            rows_of_a = room, ld = k;
+    const char *from = a.x;
+    const char *then = from + (LM_FEW_OUT * a.ld + (LM_FEW_OUT - 1) * p) * size;
+    const uint32_t *rows_of_a = a.x;
+    if (!as_they_lie || a.rows < LM_FEW_OUT) { /* brought together, zeros below */
+        for (int64_t r = 0; r < LM_FEW_OUT; r++) {
+            uint32_t *to = room + r * k;
+            const uint32_t *row = to;
+            if (r < a.rows) row = lm__row_words(w, from + r * a.ld * size, a.n, to);
+            else memset(to, 0, (size_t)k * sizeof *to);
+            if (row != to) memcpy(to, row, (size_t)k * sizeof *to);
         }
-        w.few(k, rows_of_a, ld, b, rows, c + i, ldc, add, LM_FEW_OUT * a.ld * size);
+        rows_of_a = room, ld = k;
     }
+    w.few(k, rows_of_a, ld, b, rows, c, ldc, add, then);
 }

@@ -21,10 +21,10 @@ enum { LM_STRIP_ROWS = 8, LM_STRIP_COLS = 32 };
 /* A few columns would leave most of a register empty. Then rows of A become the vectors, turned
  * on the way from memory, which is what such a product waits for:
  *
- *   C [rows, 16] = B [rows, k] A [16, k]',   rows <= 8
+ *   C [rows, 32] = B [rows, k] A [32, k]',   rows <= 8
  *
  * Each sum is made of the same terms in the same order, so it is the same number. */
-enum { LM_FEW = 8, LM_FEW_OUT = 16 };
+enum { LM_FEW = 8, LM_FEW_OUT = 32 };
 
 typedef struct lm_left { /* 8 rows of A: (i, p) is word i * row + p * col */
     const uint32_t *data;
@@ -44,11 +44,11 @@ typedef struct lm_ahead {
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
                          int64_t ldc, int width, int add, lm_ahead *ahead);
 
-/* a: 16 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: bytes from a
- * to what will be read next */
+/* a: 32 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: what will be
+ * read next, as much as of a, and should come nearer meanwhile */
 typedef void lm_few_fn(int64_t k, const uint32_t *a, int64_t ld,
                        const uint32_t *const b[LM_FEW], int rows, float *c, int64_t ldc,
-                       int add, int64_t then);
+                       int add, const char *then);
 
 /* strip_avx512bf16.c, and strip_body.h for each instruction set; rows: those of A that exist */
 lm_strip_fn lm__strip_baseline, lm__strip_avx2, lm__strip_avx512, lm__strip_avx512bf16;
@@ -103,10 +103,11 @@ void lm__pair(lm_words w, const void *even, const void *odd, int64_t n, uint32_t
 void lm__pair_floats(lm_words w, const float *even, const float *odd, int64_t n, uint32_t *to);
 /* As many rows of b as a strip of few can have; those that are too many repeat the last. */
 int lm__few_rows(int rows, const uint32_t *b[LM_FEW]);
-/* c [rows, a.rows rounded up to 16] = B A', rows as of lm__few_rows; room: 16 * words_of(a.n)
- */
-void lm__few_product(lm_words w, lm_part a, const uint32_t *const b[LM_FEW], int rows, float *c,
-                     int64_t ldc, int add, uint32_t *room);
+/* c [rows, 32] = B A', of a's up to 32 rows, numbers p .. p + n - 1 of each; rows as of
+ * lm__few_rows; room: 32 * words_of(n). What lies after the rows comes nearer, a part of it
+ * with each part of them. */
+void lm__few_product(lm_words w, lm_part a, int64_t p, const uint32_t *const b[LM_FEW],
+                     int rows, float *c, int64_t ldc, int add, uint32_t *room);
 /* 32 rows of n words -> [n, 32]. Rows may be NULL: zeros. */
 void lm__turn(const uint32_t *const rows[LM_STRIP_COLS], int64_t n, uint32_t *to);
 

@@ -5,9 +5,6 @@
 #include "kernels/cpu/strip.h"
 
 #include <string.h>
-#if LANES > 4
-#include <immintrin.h>
-#endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t word __attribute__((aligned(2), may_alias));
@@ -77,95 +74,115 @@ void STRIP(int64_t k, lm_left a, int rows, const uint32_t *b, float *c, int64_t 
 
 /* ---- few columns ---- */
 
-typedef float quarter __attribute__((vector_size(16), aligned(2), may_alias));
 typedef int32_t order __attribute__((vector_size(4 * LANES)));
 
-/* The same of every four lanes, of two registers that follow one another. */
+/* Orders of two registers that follow one another: the same of every four lanes, or fours. */
 #define FOUR(g, a, b, c, d) (a) + 4 * (g), (b) + 4 * (g), (c) + 4 * (g), (d) + 4 * (g)
 #if LANES == 4
 #define EACH(a, b, c, d) ((order){FOUR(0, a, b, c, d)})
 #elif LANES == 8
 #define EACH(a, b, c, d) ((order){FOUR(0, a, b, c, d), FOUR(1, a, b, c, d)})
+#define FOURS(a, b)      ((order){FOUR(a, 0, 1, 2, 3), FOUR(b, 0, 1, 2, 3)})
 #else
 #define EACH(a, b, c, d)                                                                       \
     ((order){FOUR(0, a, b, c, d), FOUR(1, a, b, c, d), FOUR(2, a, b, c, d),                    \
              FOUR(3, a, b, c, d)})
+#define FOURS(a, b, c, d)                                                                      \
+    ((order){FOUR(a, 0, 1, 2, 3), FOUR(b, 0, 1, 2, 3), FOUR(c, 0, 1, 2, 3),                    \
+             FOUR(d, 0, 1, 2, 3)})
 #endif
 
-/* Four words of every fourth row, from one of the first four on. */
-LM_INLINE lanes fourths(const word *a, int64_t ld) {
-    lanes v;
+/* LANES words of as many rows -> v[word]: first fours of rows within every four lanes, then the
+ * fours. A row's words are read at once: rows a power of two apart share a place in the cache.
+ */
+LM_INLINE void turned(const word *a, int64_t ld, lanes v[LANES]) {
+    lanes t[LANES / 4][4];
+#pragma GCC unroll 4
+    for (int g = 0; g < LANES / 4; g++) {
+        const word *row = a + 4 * g * ld;
+        lanes r0 = *(const lanes *)(const void *)row;
+        lanes r1 = *(const lanes *)(const void *)(row + ld);
+        lanes r2 = *(const lanes *)(const void *)(row + 2 * ld);
+        lanes r3 = *(const lanes *)(const void *)(row + 3 * ld);
+        lanes low = __builtin_shuffle(r0, r1, EACH(0, LANES, 1, LANES + 1));
+        lanes low2 = __builtin_shuffle(r2, r3, EACH(0, LANES, 1, LANES + 1));
+        lanes high = __builtin_shuffle(r0, r1, EACH(2, LANES + 2, 3, LANES + 3));
+        lanes high2 = __builtin_shuffle(r2, r3, EACH(2, LANES + 2, 3, LANES + 3));
+        t[g][0] = __builtin_shuffle(low, low2, EACH(0, 1, LANES, LANES + 1));
+        t[g][1] = __builtin_shuffle(low, low2, EACH(2, 3, LANES + 2, LANES + 3));
+        t[g][2] = __builtin_shuffle(high, high2, EACH(0, 1, LANES, LANES + 1));
+        t[g][3] = __builtin_shuffle(high, high2, EACH(2, 3, LANES + 2, LANES + 3));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
 #if LANES == 4
-    (void)ld;
-    v = *(const quarter *)(const void *)a;
+        v[i] = t[0][i];
 #elif LANES == 8
-    v = (lanes)_mm256_insertf128_ps(
-        _mm256_castps128_ps256((__m128) * (const quarter *)(const void *)a),
-        (__m128) * (const quarter *)(const void *)(a + 4 * ld), 1);
+        v[i] = __builtin_shuffle(t[0][i], t[1][i], FOURS(0, 2));
+        v[4 + i] = __builtin_shuffle(t[0][i], t[1][i], FOURS(1, 3));
 #else
-    __m512 q = _mm512_castps128_ps512((__m128) * (const quarter *)(const void *)a);
-    q = _mm512_insertf32x4(q, (__m128) * (const quarter *)(const void *)(a + 4 * ld), 1);
-    q = _mm512_insertf32x4(q, (__m128) * (const quarter *)(const void *)(a + 8 * ld), 2);
-    v = (lanes)_mm512_insertf32x4(q, (__m128) * (const quarter *)(const void *)(a + 12 * ld),
-                                  3);
+        lanes even = __builtin_shuffle(t[0][i], t[1][i], FOURS(0, 2, 4, 6));
+        lanes even2 = __builtin_shuffle(t[2][i], t[3][i], FOURS(0, 2, 4, 6));
+        lanes odd = __builtin_shuffle(t[0][i], t[1][i], FOURS(1, 3, 5, 7));
+        lanes odd2 = __builtin_shuffle(t[2][i], t[3][i], FOURS(1, 3, 5, 7));
+        v[i] = __builtin_shuffle(even, even2, FOURS(0, 2, 4, 6));
+        v[4 + i] = __builtin_shuffle(odd, odd2, FOURS(0, 2, 4, 6));
+        v[8 + i] = __builtin_shuffle(even, even2, FOURS(1, 3, 5, 7));
+        v[12 + i] = __builtin_shuffle(odd, odd2, FOURS(1, 3, 5, 7));
 #endif
-    return v;
+    }
 }
 
-/* `rows` is a constant where this is expanded. */
+/* `rows` and `wide`, registers of a row of C, are constants where this is expanded. */
 LM_INLINE void few(int64_t k, const word *a, int64_t ld, const uint32_t *const b[LM_FEW],
-                   int rows, float *c, int64_t ldc, int add, int64_t then) {
-    lanes sum[LM_FEW] = {{0}};
+                   int rows, int wide, float *c, int64_t ldc, int add, const char *then) {
+    lanes sum[LM_FEW][2] = {{{0}}};
     int64_t p = 0;
-    for (; p + 4 <= k; p += 4) {
-        if (p % 16 == 0)
+    for (; p + LANES <= k; p += LANES) {
+#pragma GCC unroll 32
+        for (int i = 0; i < wide * LANES * LANES / 16; i++, then += 64)
+            __builtin_prefetch(then, 0, 2);
+#pragma GCC unroll 2
+        for (int j = 0; j < wide; j++) {
+            lanes v[LANES];
+            turned(a + j * LANES * ld + p, ld, v);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) {
+                const word *x = (const word *)b[r] + p;
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++)
-                __builtin_prefetch((const char *)(a + i * ld + p) + then, 0, 2);
-        lanes v0 = fourths(a + p, ld), v1 = fourths(a + ld + p, ld);
-        lanes v2 = fourths(a + 2 * ld + p, ld), v3 = fourths(a + 3 * ld + p, ld);
-        lanes low = __builtin_shuffle(v0, v1, EACH(0, LANES, 1, LANES + 1));
-        lanes low2 = __builtin_shuffle(v2, v3, EACH(0, LANES, 1, LANES + 1));
-        lanes high = __builtin_shuffle(v0, v1, EACH(2, LANES + 2, 3, LANES + 3));
-        lanes high2 = __builtin_shuffle(v2, v3, EACH(2, LANES + 2, 3, LANES + 3));
-        v0 = __builtin_shuffle(low, low2, EACH(0, 1, LANES, LANES + 1));
-        v1 = __builtin_shuffle(low, low2, EACH(2, 3, LANES + 2, LANES + 3));
-        v2 = __builtin_shuffle(high, high2, EACH(0, 1, LANES, LANES + 1));
-        v3 = __builtin_shuffle(high, high2, EACH(2, 3, LANES + 2, LANES + 3));
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            const word *x = b[r] + p;
-            MULTIPLY_ADD(sum[r], x[0], v0);
-            MULTIPLY_ADD(sum[r], x[1], v1);
-            MULTIPLY_ADD(sum[r], x[2], v2);
-            MULTIPLY_ADD(sum[r], x[3], v3);
+                for (int i = 0; i < LANES; i++) MULTIPLY_ADD(sum[r][j], x[i], v[i]);
+            }
         }
     }
-    for (; p < k; p++) {
-        uint32_t v[LANES];
-        lanes one;
-        for (int i = 0; i < LANES; i++) v[i] = a[i * ld + p];
-        memcpy(&one, v, sizeof one);
-#pragma GCC unroll 8
+    for (int j = 0; j < wide && p < k; j++) { /* the rest, with what is no word zero */
+        uint32_t rest[LANES][LANES] = {{0}};
+        lanes v[LANES];
+        for (int i = 0; i < LANES; i++)
+            memcpy(rest[i], a + (j * LANES + i) * ld + p, (size_t)(k - p) * sizeof rest[0][0]);
+        turned(rest[0], LANES, v);
         for (int r = 0; r < rows; r++) {
-            const word *x = b[r] + p;
-            MULTIPLY_ADD(sum[r], x[0], one);
+            const word *x = (const word *)b[r] + p;
+            for (int i = 0; i < k - p; i++) MULTIPLY_ADD(sum[r][j], x[i], v[i]);
         }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-        lanes *to = (lanes *)(c + r * ldc);
-        if (add) sum[r] += *to;
-        *to = sum[r];
-    }
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int j = 0; j < wide; j++) {
+            lanes *to = (lanes *)(c + r * ldc + j * LANES);
+            if (add) sum[r][j] += *to;
+            *to = sum[r][j];
+        }
 }
 
 void FEW(int64_t k, const uint32_t *a, int64_t ld, const uint32_t *const b[LM_FEW], int rows,
-         float *c, int64_t ldc, int add, int64_t then) {
-    for (int i = 0; i < LM_FEW_OUT; i += LANES, a += LANES * ld, c += LANES) {
-        if (rows == 1) few(k, a, ld, b, 1, c, ldc, add, then);
-        else if (rows == 2) few(k, a, ld, b, 2, c, ldc, add, then);
-        else if (rows == 4) few(k, a, ld, b, 4, c, ldc, add, then);
-        else few(k, a, ld, b, 8, c, ldc, add, then);
+         float *c, int64_t ldc, int add, const char *then) {
+    int wide = rows <= 2 && LANES > 4 ? 2 : 1; /* sums at once: enough, and within registers */
+    for (int i = 0; i < LM_FEW_OUT; i += wide * LANES) {
+        if (rows == 1) few(k, a, ld, b, 1, LANES > 4 ? 2 : 1, c, ldc, add, then);
+        else if (rows == 2) few(k, a, ld, b, 2, LANES > 4 ? 2 : 1, c, ldc, add, then);
+        else if (rows == 4) few(k, a, ld, b, 4, 1, c, ldc, add, then);
+        else few(k, a, ld, b, 8, 1, c, ldc, add, then);
+        a += wide * LANES * ld, c += wide * LANES, then += wide * LANES * k * 4;
     }
 }

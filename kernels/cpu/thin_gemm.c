@@ -8,8 +8,8 @@
 #include "kernels/cpu/thin_gemm.h"
 
 enum {
-    GROUP = 32, /* columns of C at a time */
-    INNER = 512 /* words of a sum at a time */
+    GROUP = LM_FEW_OUT, /* columns of C at a time */
+    INNER = 512         /* words of a sum at a time */
 };
 
 int lm__gemm_is_thin(int64_t batch, int64_t m, int64_t n, int64_t k, const lm_matrix *a,
@@ -42,7 +42,7 @@ static void columns(const thin *t, int64_t j, int64_t n, uint32_t *room) {
         for (int r = 0; r < t->high; r++) at[r] = t->a[r] + lm__words_of(t->w, p);
         lm_part part = {element(t->b, j * t->b->col_stride + p), t->b->col_stride, n,
                         lm__min(inner, t->k - p)};
-        lm__few_product(t->w, part, at, t->high, sum, GROUP, p > 0, room);
+        lm__few_product(t->w, part, p, at, t->high, sum, GROUP, p > 0, room);
     }
     const float *bias = t->bias ? lm__load(t->bias_dtype, t->bias, j, n, buf) : NULL;
     for (int r = 0; r < t->rows; r++) {
