@@ -1,25 +1,33 @@
-/* unary.c - y = f(x) and dx = dy f'(x), one loop for each op, over chunks of f32. */
+/* unary.c - y = f(x) and dx = dy f'(x): one loop for each op and type, in which bf16 is
+ * converted in registers. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vecmath.h"
 
-typedef void forward_fn(float *y, const float *x, int64_t n);
-typedef void backward_fn(float *dx, const float *dy, const float *v, int64_t n);
+typedef void forward_fn(float *y, const void *x, int64_t n);
+typedef void backward_fn(float *dx, const void *dy, const void *v, int64_t n);
+
+#define AS_IS(v) (v)
 
 /* FWD in x; BWD the derivative in v, which is x or y as kernels.h says */
-#define UNARY(name, FWD, BWD)                                                                  \
-    LM_CLONES static void name##_fwd(float *ys, const float *xs, int64_t n) {                  \
+#define LOOPS(name, T, LOAD, FWD, BWD)                                                         \
+    LM_CLONES static void name##_fwd(float *ys, const void *from, int64_t n) {                 \
+        const T *xs = from;                                                                    \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                  \
-            float x = xs[i];                                                                   \
+            float x = LOAD(xs[i]);                                                             \
             ys[i] = FWD;                                                                       \
         }                                                                                      \
     }                                                                                          \
-    LM_CLONES static void name##_bwd(float *dx, const float *dy, const float *vs, int64_t n) { \
+    LM_CLONES static void name##_bwd(float *dx, const void *dy, const void *from, int64_t n) { \
+        const T *dys = dy, *vs = from;                                                         \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                  \
-            float v = vs[i];                                                                   \
+            float v = LOAD(vs[i]);                                                             \
             (void)v;                                                                           \
-            dx[i] = dy[i] * (BWD);                                                             \
+            dx[i] = LOAD(dys[i]) * (BWD);                                                      \
         }                                                                                      \
     }
+#define UNARY(name, FWD, BWD)                                                                  \
+    LOOPS(name##_f32, float, AS_IS, FWD, BWD)                                                  \
+    LOOPS(name##_bf16, uint16_t, lm_bf16_to_f32, FWD, BWD)
 
 UNARY(neg, -x, -1.0f)
 UNARY(exp, lm__exp(x), v)
@@ -28,7 +36,7 @@ UNARY(sqrt, sqrtf(x), 0.5f / v)
 UNARY(rsqrt, 1.0f / sqrtf(x), -0.5f * v * v * v)
 UNARY(abs, fabsf(x), (v > 0.0f ? 1.0f : v < 0.0f ? -1.0f : v))
 UNARY(relu, x<0.0f ? 0.0f : x, v> 0.0f ? 1.0f : 0.0f)
-UNARY(gelu, x *lm__normal_cdf(x), lm__normal_cdf(v) + v * lm__normal_pdf(v))
+UNARY(gelu, x *lm__normal_cdf(x), lm__gelu_slope(v))
 UNARY(gelu_tanh, 0.5f * x * (1.0f + lm__tanh(lm__gelu_tanh_inner(x))), lm__gelu_tanh_slope(v))
 UNARY(silu, x *lm__sigmoid(x), lm__silu_slope(v))
 UNARY(tanh, lm__tanh(x), 1.0f - v * v)
@@ -36,48 +44,46 @@ UNARY(sigmoid, lm__sigmoid(x), v *(1.0f - v))
 UNARY(square, x *x, 2.0f * v)
 UNARY(reciprocal, 1.0f / x, -v *v)
 
-/* sin and cos come from the C library: rare, and exact for large arguments there */
-#define UNARY_LIBM(name, FWD, BWD)                                                             \
-    static void name##_fwd(float *ys, const float *xs, int64_t n) {                            \
-        for (int64_t i = 0; i < n; i++) ys[i] = FWD(xs[i]);                                    \
-    }                                                                                          \
-    static void name##_bwd(float *dx, const float *dy, const float *vs, int64_t n) {           \
-        for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * (BWD(vs[i]));                          \
-    }
-UNARY_LIBM(sin, sinf, cosf)
-UNARY_LIBM(cos, cosf, -sinf)
+/* these come from the C library: rare, and exact for large arguments there */
+UNARY(sin, sinf(x), cosf(v))
+UNARY(cos, cosf(x), -sinf(v))
 
+#define OP(name, by_y)                                                                         \
+    { {name##_f32_fwd, name##_bf16_fwd}, {name##_f32_bwd, name##_bf16_bwd}, by_y }
 static const struct {
-    forward_fn *forward;
-    backward_fn *backward;
+    forward_fn *forward[2]; /* by dtype */
+    backward_fn *backward[2];
     int by_y; /* the derivative is a function of y */
 } ops[LM_UNARY_OPS] = {
-    [LM_NEG] = {neg_fwd, neg_bwd, 0},
-    [LM_EXP] = {exp_fwd, exp_bwd, 1},
-    [LM_LOG] = {log_fwd, log_bwd, 0},
-    [LM_SQRT] = {sqrt_fwd, sqrt_bwd, 1},
-    [LM_RSQRT] = {rsqrt_fwd, rsqrt_bwd, 1},
-    [LM_ABS] = {abs_fwd, abs_bwd, 0},
-    [LM_RELU] = {relu_fwd, relu_bwd, 1},
-    [LM_GELU] = {gelu_fwd, gelu_bwd, 0},
-    [LM_GELU_TANH] = {gelu_tanh_fwd, gelu_tanh_bwd, 0},
-    [LM_SILU] = {silu_fwd, silu_bwd, 0},
-    [LM_TANH] = {tanh_fwd, tanh_bwd, 1},
-    [LM_SIGMOID] = {sigmoid_fwd, sigmoid_bwd, 1},
-    [LM_SQUARE] = {square_fwd, square_bwd, 0},
-    [LM_RECIPROCAL] = {reciprocal_fwd, reciprocal_bwd, 1},
-    [LM_SIN] = {sin_fwd, sin_bwd, 0},
-    [LM_COS] = {cos_fwd, cos_bwd, 0},
+    [LM_NEG] = OP(neg, 0),
+    [LM_EXP] = OP(exp, 1),
+    [LM_LOG] = OP(log, 0),
+    [LM_SQRT] = OP(sqrt, 1),
+    [LM_RSQRT] = OP(rsqrt, 1),
+    [LM_ABS] = OP(abs, 0),
+    [LM_RELU] = OP(relu, 1),
+    [LM_GELU] = OP(gelu, 0),
+    [LM_GELU_TANH] = OP(gelu_tanh, 0),
+    [LM_SILU] = OP(silu, 0),
+    [LM_TANH] = OP(tanh, 1),
+    [LM_SIGMOID] = OP(sigmoid, 1),
+    [LM_SQUARE] = OP(square, 0),
+    [LM_RECIPROCAL] = OP(reciprocal, 1),
+    [LM_SIN] = OP(sin, 0),
+    [LM_COS] = OP(cos, 0),
 };
 
+static const void *element(int dtype, const void *x, int64_t i) {
+    return (const char *)x + (size_t)i * lm__size(dtype);
+}
 int lm_cpu_unary(int op, int dtype, int64_t n, void *y, const void *x) {
     if (!lm__is_float(dtype) || op < 0 || op >= LM_UNARY_OPS) return LM_KERNEL_EDTYPE;
-    forward_fn *f = ops[op].forward;
+    forward_fn *f = ops[op].forward[dtype];
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float in[LM_CHUNK], out[LM_CHUNK];
+        float out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
-        f(lm__open(dtype, y, at, out), lm__load(dtype, x, at, len, in), len);
+        f(lm__open(dtype, y, at, out), element(dtype, x, at), len);
         lm__close(dtype, y, at, len, out);
     }
     return LM_KERNEL_OK;
@@ -86,14 +92,13 @@ int lm_cpu_unary(int op, int dtype, int64_t n, void *y, const void *x) {
 int lm_cpu_unary_bwd(int op, int dtype, int64_t n, void *dx, const void *dy, const void *x,
                      const void *y) {
     if (!lm__is_float(dtype) || op < 0 || op >= LM_UNARY_OPS) return LM_KERNEL_EDTYPE;
-    backward_fn *f = ops[op].backward;
+    backward_fn *f = ops[op].backward[dtype];
     const void *v = ops[op].by_y ? y : x;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float g[LM_CHUNK], in[LM_CHUNK], out[LM_CHUNK];
+        float out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
-        f(lm__open(dtype, dx, at, out), lm__load(dtype, dy, at, len, g),
-          lm__load(dtype, v, at, len, in), len);
+        f(lm__open(dtype, dx, at, out), element(dtype, dy, at), element(dtype, v, at), len);
         lm__close(dtype, dx, at, len, out);
     }
     return LM_KERNEL_OK;

@@ -32,13 +32,10 @@ LM_INLINE float lm__exp(float x) {
     float fn = shifted - round;
     float r = x - fn * 0.693359375f; /* ln 2 in two parts; the first product is exact */
     r = r - fn * -2.12194440e-4f;
-    float p = 1.98756915e-4f;
-    p = p * r + 1.39819995e-3f;
-    p = p * r + 8.33345190e-3f;
-    p = p * r + 4.16657962e-2f;
-    p = p * r + 1.66666657e-1f;
-    p = p * r + 5.00000000e-1f;
-    p = p * (r * r) + r + 1.0f;
+    float r2 = r * r; /* in pairs: a polynomial in one chain would keep the units waiting */
+    float p0 = 1.66666657e-1f * r + 5.00000000e-1f, p1 = 8.33345190e-3f * r + 4.16657962e-2f;
+    float p = (1.98756915e-4f * r + 1.39819995e-3f) * r2 + p1;
+    p = (p * r2 + p0) * r2 + r + 1.0f;
     int32_t half = n >> 1;
     float s1 = lm__as_float((uint32_t)(half + 127) << 23);
     float s2 = lm__as_float((uint32_t)(n - half + 127) << 23);
@@ -87,26 +84,24 @@ LM_INLINE float lm__tanh(float x) {
     return a < 0.625f ? small : (x < 0.0f ? -big : big); /* NaN takes the second and stays */
 }
 
-/* P(N(0, 1) <= x) = erfc(-x / sqrt 2) / 2, erfc by the Chebyshev fit of Numerical Recipes */
-LM_INLINE float lm__normal_cdf(float x) {
-    float z = fabsf(x) * 0.707106781f;
-    float t = 1.0f / (1.0f + 0.5f * z);
-    float p = 0.17087277f;
-    p = p * t - 0.82215223f;
-    p = p * t + 1.48851587f;
-    p = p * t - 1.13520398f;
-    p = p * t + 0.27886807f;
-    p = p * t - 0.18628806f;
-    p = p * t + 0.09678418f;
-    p = p * t + 0.37409196f;
-    p = p * t + 1.00002368f;
-    p = p * t - 1.26551223f;
-    float tail = 0.5f * t * lm__exp(p - z * z);
+/* The normal distribution's density but for 1 / sqrt(2 pi), and P(N(0, 1) <= x) given that: the
+ * tail is e t R(t), t = 1 / (1 + c |x|), R fitted to relative 2e-8. */
+LM_INLINE float lm__normal_bell(float x) { return lm__exp(-0.5f * (x * x)); }
+LM_INLINE float lm__normal_tail(float x, float e) {
+    float t = 1.0f / (1.0f + 0.261629509f * fabsf(x)), t2 = t * t, t4 = t2 * t2;
+    float p0 = 0.103749295f * t + 0.10440481f, p1 = 0.0541920493f * t + 0.102885749f;
+    float p2 = -0.139531022f * t + 0.153231123f, p3 = -0.150319809f * t + 0.240697086f;
+    float p = (p3 * t2 + p2 + 0.0306907085f * t4) * t4 + (p1 * t2 + p0);
+    float tail = p * t * e;
     return x < 0.0f ? tail : 1.0f - tail;
 }
+LM_INLINE float lm__normal_cdf(float x) { return lm__normal_tail(x, lm__normal_bell(x)); }
 
-/* its density */
-LM_INLINE float lm__normal_pdf(float x) { return 0.398942280f * lm__exp(-0.5f * x * x); }
+/* gelu's derivative: cdf + x density */
+LM_INLINE float lm__gelu_slope(float x) {
+    float e = lm__normal_bell(x);
+    return lm__normal_tail(x, e) + 0.398942280f * x * e;
+}
 
 /* gelu as PyTorch's approximate='tanh', and the derivatives of it and of silu */
 LM_INLINE float lm__gelu_tanh_inner(float x) {
