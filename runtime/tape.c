@@ -181,6 +181,9 @@ static int add_into(lm_tensor *a, lm_tensor *b) {
     if (a->dtype == b->dtype)
         return lm_cpu_kernels.binary(LM_ADD, a->dtype, a->ndim, a->shape, a->data, a->data,
                                      a->stride, b->data, b->stride);
+    if (lm__is_float(a->dtype) && lm__is_float(b->dtype) && lm_tensor_is_contiguous(a) &&
+        lm_tensor_is_contiguous(b))
+        return lm_cpu_kernels.axpy(a->numel, 1, a->data, a->dtype, b->data, b->dtype);
     lm_tensor *same;
     int st = lm__tensor_dense(b, a->dtype, &same);
     if (st == LM_OK) st = add_into(a, same), lm_tensor_release(same);

@@ -134,8 +134,14 @@ maximum_backward(lm_node *n) { /* i[0]: the comparison that lets a through; ties
     return st;
 }
 
+static bool twice_the_same(const lm_node *n) { /* x + x */
+    const lm_edge *a = &n->edge[0], *b = &n->edge[1];
+    return a->node && a->node == b->node && a->output == b->output;
+}
+
 static int add_backward(lm_node *n) { /* i[0]: the sign of b */
     lm_tensor *dy = lm__grad(n, 0);
+    if (n->i[0] > 0 && twice_the_same(n)) return give_scaled(n, 0, dy, 2);
     int st = give_same(n, 0, dy);
     if (st != LM_OK || !lm__wants(n, 1)) return st;
     return n->i[0] > 0 ? give_same(n, 1, dy) : give_scaled(n, 1, dy, -1);

@@ -10,6 +10,21 @@ local function fails(pattern, f, ...)
 end
 
 describe('backward', function()
+  it('adds what comes in bf16 to the gradient in f32, an operand met twice and a view included', function()
+    for _, dtype in ipairs { 'f32', 'bf16' } do
+      local x = lumoe.randn({ 3, 5 }, { dtype = dtype })
+      x.requires_grad = true
+      local dy = lumoe.randn({ 3, 5 }, { dtype = dtype })
+      local n = dy:float():flatten():totable();
+      (x + x):backward { grad = dy };  -- 2 dy
+      (x - x):backward { grad = dy };   -- 0
+      (x * 1):backward { grad = dy };   -- dy
+      x:transpose(0, 1):mul(1):transpose(0, 1):backward { grad = dy }
+      for i, g in ipairs(x.grad:flatten():totable()) do assert.near(4 * n[i], g, 1e-5) end
+      assert.equal('f32', x.grad.dtype)
+    end
+  end)
+
   it('accumulates into leaves, over calls and over uses', function()
     local x = leaf { 1, 2, 3 }
     local y = x * x + x
