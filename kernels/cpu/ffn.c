@@ -46,8 +46,7 @@ int64_t lm__ffn_order(const lm_ffn *f, int64_t *order) {
 
 int64_t lm__ffn_cut(const lm_ffn *f, int64_t e, lm_ffn_block *to) {
     int64_t first = f->offset[e], end = f->offset[e + 1], n = 0;
-    int64_t blocks = lm__ffn_blocks_of(end - first);
-    int64_t each = blocks ? lm__round_up(lm__ceil_div(end - first, blocks), 16) : 0;
+    int64_t each = lm__ffn_rows_of(end - first);
     for (; first < end; first += each)
         to[n++] = (lm_ffn_block){e, first, lm__min(each, end - first)};
     return n;
@@ -139,14 +138,15 @@ void lm__ffn_up(const lm_ffn_job *j, const lm_ffn_block *b, int64_t first, int64
 }
 
 void lm__ffn_turn_back(const lm_ffn_job *j, const lm_ffn_block *b, const float *c, int64_t ldc,
-                       const float *bias, void *y, uint32_t *lines) {
+                       int64_t first, int64_t cols, const float *bias, void *y,
+                       uint32_t *lines) {
     const lm_ffn *f = j->f;
     float *turned = (float *)(void *)lines;
-    for (int64_t d = 0; d < f->dim; d += LM_STRIP_COLS) {
-        int64_t n = lm__min(LM_STRIP_COLS, f->dim - d);
+    for (int64_t q = 0; q < cols; q += LM_STRIP_COLS) {
+        int64_t n = lm__min(LM_STRIP_COLS, cols - q), d = first + q;
         const uint32_t *rows[LM_STRIP_COLS] = {NULL};
         for (int64_t i = 0; i < n; i++)
-            rows[i] = (const uint32_t *)(const void *)(c + (d + i) * ldc);
+            rows[i] = (const uint32_t *)(const void *)(c + (q + i) * ldc);
         lm__turn(rows, b->rows, lines);
         for (int64_t r = 0; r < b->rows; r++) {
             float *line = turned + r * LM_STRIP_COLS;

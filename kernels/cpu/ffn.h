@@ -14,8 +14,10 @@
 #include "kernels/cpu/strip.h"
 
 enum {
-    LM_FFN_ROWS = 128, /* of a block */
-    LM_FFN_INNER = 512 /* words of an inner dimension at a time */
+    LM_FFN_ROWS = 128,  /* of a block */
+    LM_FFN_INNER = 512, /* words of an inner dimension at a time */
+    LM_FFN_STREAM =
+        4 << 20 /* numbers of all gradients of up beyond which no cache holds them */
 };
 
 typedef struct lm_ffn_block {
@@ -39,6 +41,11 @@ int lm__ffn_known(const lm_ffn *f); /* its types and activation */
 int64_t lm__ffn_order(const lm_ffn *f, int64_t *order);
 static inline int64_t lm__ffn_blocks_of(int64_t rows) {
     return lm__ceil_div(rows, LM_FFN_ROWS);
+}
+/* Rows of each of them but the last, which may have less. */
+static inline int64_t lm__ffn_rows_of(int64_t rows) {
+    int64_t blocks = lm__ffn_blocks_of(rows);
+    return blocks ? lm__round_up(lm__ceil_div(rows, blocks), 16) : 0;
 }
 /* Those of expert e, in order; returns how many. */
 int64_t lm__ffn_cut(const lm_ffn *f, int64_t e, lm_ffn_block *to);
@@ -69,9 +76,10 @@ lm_part lm__ffn_up_part(const lm_ffn_job *j, int64_t expert, int64_t row, int64_
                         int64_t from, int64_t n);
 lm_part lm__ffn_down_part(const lm_ffn_job *j, int64_t expert, int64_t row, int64_t rows,
                           int64_t from, int64_t n);
-/* [dim, ldc] to the block's rows of y, [arrivals, dim]; bias [dim] or NULL; lines: 128 * 32 */
+/* c [n, ldc] to columns first .. first + n - 1 of the block's rows of y, [arrivals, dim]; bias
+ * [dim] or NULL; lines: 128 * 32 */
 void lm__ffn_turn_back(const lm_ffn_job *j, const lm_ffn_block *b, const float *c, int64_t ldc,
-                       const float *bias, void *y, uint32_t *lines);
+                       int64_t first, int64_t n, const float *bias, void *y, uint32_t *lines);
 /* An expert's bias as floats, in room unless it is f32; NULL for none. */
 const float *lm__ffn_bias(const lm_ffn_job *j, const void *bias, int64_t expert, int64_t n,
                           float *room);

@@ -72,7 +72,7 @@ static void block(const lm_ffn_job *j, const lm_ffn_block *b, places *p, void *y
         lm__ffn_product(j, down, next, p->h, lm__words_of(j->w, n) * LM_STRIP_COLS, b->rows,
                         p->y, ldc, first > 0, p->left);
     }
-    lm__ffn_turn_back(j, b, p->y, ldc,
+    lm__ffn_turn_back(j, b, p->y, ldc, 0, f->dim,
                       lm__ffn_bias(j, f->down_bias, b->expert, f->dim, p->bias), y, p->lines);
 }
 

@@ -5,6 +5,12 @@
 #define FEW   lm__few_baseline
 #include "kernels/cpu/strip_body.h"
 
+void lm__strip_settle(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_ia32_sfence();
+#endif
+}
+
 lm_words lm__words(int dtype) {
     lm_words w = {dtype, 0, lm__strip_baseline, lm__few_baseline};
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -1,6 +1,6 @@
 /* strip.h - the register block of the experts' products, and how operands come to it.
  *
- *   C [8, width] = A [8, k] B [k, width],   width 16 or 32, added to C when `add`
+ *   C [8, width] = A [8, k] B [k, width],   width 16 or 32, or added to C
  *
  * Everything is counted in words of 32 bits: an f32, or two bf16 that are neighbours along the
  * inner dimension, which CPUs with bf16 products multiply and add as one. Other CPUs get f32
@@ -17,6 +17,11 @@
 #include "kernels/cpu/cpu.h"
 
 enum { LM_STRIP_ROWS = 8, LM_STRIP_COLS = 32 };
+
+/* What becomes of the sums: they take C's place, or are added to it; or take its place past the
+ * caches, where C's rows begin lines of the cache: then lm__strip_settle before others read. */
+enum { LM_STRIP_WRITE, LM_STRIP_ADD, LM_STRIP_STREAM };
+void lm__strip_settle(void);
 
 /* A few columns would leave most of a register empty. Then rows of A become the vectors, turned
  * on the way from memory, which is what such a product waits for:
@@ -42,7 +47,7 @@ typedef struct lm_ahead {
 } lm_ahead;
 
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
-                         int64_t ldc, int width, int add, lm_ahead *ahead);
+                         int64_t ldc, int width, int store, lm_ahead *ahead);
 
 /* a: 32 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: what will be
  * read next, as much as of a, and should come nearer meanwhile */

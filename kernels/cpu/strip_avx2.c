@@ -1,9 +1,10 @@
 /* strip_avx2.c - 4 rows by two registers at once, of the 16 that there are. */
 #if defined(__AVX2__)
-#define STRIP lm__strip_avx2
-#define FEW   lm__few_avx2
-#define LANES 8
-#define HIGH  4
+#define STRIP           lm__strip_avx2
+#define FEW             lm__few_avx2
+#define LANES           8
+#define HIGH            4
+#define STREAM(to, sum) _mm256_stream_ps((float *)(to), (__m256)(sum))
 #include "kernels/cpu/strip_body.h"
 #else
 typedef int nothing_here; /* another architecture */

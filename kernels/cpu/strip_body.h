@@ -1,7 +1,7 @@
 /* strip_body.h - the strip of strip.h in the compiler's vectors, and that of few columns. Who
  * includes it defines STRIP and FEW, their names; LANES, floats in a register; HIGH, rows that
- * are summed at once, in two registers each; and, where words are not floats, MULTIPLY_ADD(sum,
- * word, b) with a vector b. */
+ * are summed at once, in two registers each; where words are not floats, MULTIPLY_ADD(sum,
+ * word, b) with a vector b; and, where there is a store past the caches, STREAM(to, sum). */
 #include "kernels/cpu/strip.h"
 
 #include <string.h>
@@ -18,12 +18,16 @@ static inline float as_float(uint32_t bits) {
 }
 #endif
 
+#ifndef STREAM
+#define STREAM(to, sum) *(to) = (sum)
+#endif
+
 /* HIGH rows by `wide` registers; `col` is a constant where this is expanded. */
 LM_INLINE void piece(int64_t k, const word *const a[HIGH], int64_t col, const float *b,
-                     float *c, int64_t ldc, int wide, int add, lm_ahead *ahead) {
+                     float *c, int64_t ldc, int wide, int store, lm_ahead *ahead) {
     lanes sum[HIGH][2] = {{{0}}};
 #pragma GCC unroll 8
-    for (int i = 0; i < HIGH; i++) { /* where the sums will go */
+    for (int i = 0; i < HIGH && store != LM_STRIP_STREAM; i++) { /* where the sums will go */
         __builtin_prefetch(c + i * ldc, 1, 3);
         if (wide * LANES > 16) __builtin_prefetch(c + i * ldc + 16, 1, 3);
     }
@@ -46,13 +50,14 @@ LM_INLINE void piece(int64_t k, const word *const a[HIGH], int64_t col, const fl
 #pragma GCC unroll 2
         for (int j = 0; j < wide; j++) {
             lanes *to = (lanes *)(c + i * ldc + j * LANES);
-            if (add) sum[i][j] += *to;
-            *to = sum[i][j];
+            if (store == LM_STRIP_ADD) sum[i][j] += *to;
+            if (store == LM_STRIP_STREAM) STREAM(to, sum[i][j]);
+            else *to = sum[i][j];
         }
 }
 
 LM_INLINE void pieces(int64_t k, lm_left a, int rows, int64_t col, const float *b, float *c,
-                      int64_t ldc, int width, int add, lm_ahead *ahead) {
+                      int64_t ldc, int width, int store, lm_ahead *ahead) {
     for (int i = 0; i < LM_STRIP_ROWS; i += HIGH) {
         const word *at[HIGH];
 #pragma GCC unroll 8
@@ -60,16 +65,16 @@ LM_INLINE void pieces(int64_t k, lm_left a, int rows, int64_t col, const float *
             at[r] = a.data + (i + r < rows || col != 1 ? i + r : rows - 1) * a.row;
         int j = 0;
         for (; j + 2 * LANES <= width; j += 2 * LANES)
-            piece(k, at, col, b + j, c + i * ldc + j, ldc, 2, add, ahead);
-        if (j < width) piece(k, at, col, b + j, c + i * ldc + j, ldc, 1, add, ahead);
+            piece(k, at, col, b + j, c + i * ldc + j, ldc, 2, store, ahead);
+        if (j < width) piece(k, at, col, b + j, c + i * ldc + j, ldc, 1, store, ahead);
     }
 }
 
 void STRIP(int64_t k, lm_left a, int rows, const uint32_t *b, float *c, int64_t ldc, int width,
-           int add, lm_ahead *ahead) {
+           int store, lm_ahead *ahead) {
     const float *slab = (const float *)(const void *)b;
-    if (a.col == 1) pieces(k, a, rows, 1, slab, c, ldc, width, add, ahead);
-    else pieces(k, a, rows, LM_STRIP_ROWS, slab, c, ldc, width, add, ahead);
+    if (a.col == 1) pieces(k, a, rows, 1, slab, c, ldc, width, store, ahead);
+    else pieces(k, a, rows, LM_STRIP_ROWS, slab, c, ldc, width, store, ahead);
 }
 
 /* ---- few columns ---- */

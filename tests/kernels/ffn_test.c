@@ -79,8 +79,9 @@ static void check_row(const ffn_case *c, const lm_ffn *f, int64_t e, row *r, int
     }
 }
 
-static float *gradient(int64_t n, float **was) {
-    float *g = random_array(LM_F32, n);
+static float *gradient(int64_t n, float **was) { /* where a line of the cache begins */
+    float *g = aligned_alloc(64, ((size_t)n * sizeof *g + 64) / 64 * 64);
+    for (int64_t i = 0; i < n; i++) g[i] = (float)random_uniform() - 0.5f;
     *was = array(LM_F32, n);
     memcpy(*was, g, (size_t)n * sizeof *g);
     return g;
@@ -257,6 +258,18 @@ TEST(test_ffn) {
             few_as_many(dtype, f[a], size[a][0], size[a][1]);
             few_as_many(dtype, f[a], 600 + 531 * a, 300 - 23 * a);
         }
+    /* rows of several sums */
+    ffn_case hot = {LM_F32, LM_SWIGLU, 1, 1, 1, 0, 0, 2, {1100, 3}, 20, 70};
+    run(&hot);
+    hot.dtype = LM_BF16, hot.add = 1, hot.recompute = 1;
+    run(&hot);
+    hot.add = 0, hot.counts[0] = 513, hot.dim = 140, hot.hidden = 33;
+    run(&hot);
+    /* gradients that are larger than caches */
+    ffn_case large = {LM_F32, LM_SWIGLU, 0, 0, 0, 0, 0, 2, {0, 2}, 1024, 1040};
+    run(&large);
+    large.dtype = LM_BF16;
+    run(&large);
     ffn_case none = {LM_F32, LM_RELU, 0, 0, 0, 0, 0, 0, {0}, 8, 8};
     run(&none);
 }

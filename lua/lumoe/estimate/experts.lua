@@ -114,12 +114,16 @@ local function travel(u, x, weights)
   end
 end
 
--- What backward lays out for the weights' gradients, of some experts at a time (kernels/cpu/ffn_bwd.c).
+-- What backward's passes leave for one another, of some experts at a time (kernels/cpu/ffn_bwd.c); some in slabs of 32 rows.
 local function room(x, parts, dim, wide, hidden, bytes)
-  local function up(n) return math.ceil(n / 32) * 32 end
-  local row = (wide + dim + up(dim) + up(hidden)) * bytes
-  local each = x.arrivals / parts / x.experts * row
-  return block(math.min(x.experts, math.max(1, math.floor(WAVE / each))) * each)
+  local function up(n, to) return math.ceil(n / to) * to end
+  local arrivals = x.arrivals / parts
+  local busy = x.experts * (1 - (1 - 1 / x.experts) ^ arrivals) -- experts that get any, where few rows go anywhere
+  local rows = arrivals / busy
+  local blocks = math.max(1, math.ceil(rows / 128))
+  local slabs = blocks * up(up(rows / blocks, 16), 32)
+  local each = (rows * (up(dim, 32) + dim) + slabs * (wide + 2 * dim)) * bytes + rows * math.ceil(hidden * bytes / 256) * 4
+  return block(math.min(busy, math.max(1, math.floor(WAVE / each))) * each)
 end
 
 --- `tokens` of this rank, padding included; of a tensor group's, each rank sends off its share.

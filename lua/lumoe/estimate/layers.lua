@@ -83,7 +83,7 @@ local function last_part(u, tokens, with_experts)
     u.part = 'dense'
   else feed_forward(u, tokens) end
   u.stream = block(tokens * u.context.model.dim * u.context.bytes) -- what goes on to the next unit, and its gradient back
-  if with_experts then u.loose = u.loose + u.stream end -- what they gave
+  if with_experts then u.loose = u.loose + 2 * u.stream end -- what they gave, and the layer
   residual(u, tokens, 'makes')
 end
 
