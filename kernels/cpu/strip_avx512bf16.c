@@ -1,6 +1,5 @@
 /* strip_avx512bf16.c - the strip over words of two bf16, by the instruction that is for it. */
 #if defined(__AVX512BF16__)
-#include <immintrin.h>
 #define STRIP lm__strip_avx512bf16
 #define FEW   lm__few_avx512bf16
 #define LANES 16

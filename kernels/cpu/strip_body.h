@@ -4,6 +4,9 @@
  * word, b) with a vector b; and, where there is a store past the caches, STREAM(to, sum). */
 #include "kernels/cpu/strip.h"
 
+#ifdef STREAM
+#include <immintrin.h>
+#endif
 #include <string.h>
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
