@@ -53,7 +53,11 @@ static void columns(const thin *t, int64_t j, int64_t n, uint32_t *room) {
             const float *old = lm__load(t->c->dtype, t->c->data, to, n, was);
             for (int64_t i = 0; i < n; i++) y[i] += t->beta * old[i];
         }
-        if (t->activation >= 0) lm_cpu_unary(t->activation, LM_F32, n, y, y);
+    }
+    if (t->activation >= 0) lm_cpu_unary(t->activation, LM_F32, t->rows * GROUP, sum, sum);
+    for (int r = 0; r < t->rows; r++) {
+        const float *y = sum + r * GROUP;
+        int64_t to = r * t->c->row_stride + j;
         if (t->c->dtype == LM_F32)
             for (int64_t i = 0; i < n; i++) ((float *)t->c->data)[to + i] = y[i];
         else lm__to_bf16((uint16_t *)t->c->data + to, y, n);
