@@ -1,5 +1,5 @@
 """A peer that takes turns (the protocol is in ../turns.lua): jobs come as `job FILE`, one after the other."""
-import gc, json, os, resource, sys, time, traceback
+import ctypes, gc, json, os, resource, sys, time, traceback
 
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # what libraries print is no answer
@@ -14,6 +14,14 @@ def rss():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def forget():
+    """Gives back to the system what nothing refers to any more, so that the next program has room beside this one."""
+    if 'torch._dynamo' in sys.modules:
+        torch._dynamo.reset()  # what was compiled holds its parameters
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def serve(make):
     """make(job) -> step, about. step(lap) does one step, and may return numbers; lap(name) names what was done since the
     last one, and its ms become a list of the answer."""
@@ -26,7 +34,7 @@ def serve(make):
         try:
             if line.startswith('job '):
                 step = None
-                gc.collect()
+                forget()
                 job = json.load(open(line[4:]))
                 torch.manual_seed(1)
                 torch.set_num_threads(job['threads'])
@@ -34,7 +42,7 @@ def serve(make):
                 say(**about)
             elif line == 'drop':
                 step = None
-                gc.collect()
+                forget()
                 say()
             else:
                 say(**turn(step, int(line)))
