@@ -72,6 +72,10 @@ void *lm__scratch(int slot, size_t bytes);
 void lm__from_bf16(float *dst, const uint16_t *src, int64_t n);
 void lm__to_bf16(uint16_t *dst, const float *src, int64_t n);
 
+static inline const void *lm__element(int dtype, const void *x, int64_t i) {
+    return (const char *)x + (size_t)i * lm__size(dtype);
+}
+
 /* n elements from number `at` on, to read */
 static inline const float *lm__load(int dtype, const void *x, int64_t at, int64_t n,
                                     float *buf) {

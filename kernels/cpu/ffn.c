@@ -60,10 +60,6 @@ void *lm__ffn_take(lm_ffn_room *room, int64_t count, size_t size) {
 
 /* ---- operands and results ---- */
 
-static const void *element(const void *x, int dtype, int64_t i) {
-    return (const char *)x + (size_t)i * lm__size(dtype);
-}
-
 void lm__ffn_turn_rows(const lm_ffn_job *j, const lm_ffn_block *b, const void *x, uint32_t *to,
                        uint32_t *lines) {
     const lm_ffn *f = j->f;
@@ -72,7 +68,7 @@ void lm__ffn_turn_rows(const lm_ffn_job *j, const lm_ffn_block *b, const void *x
         for (int64_t i = 0; i < LM_STRIP_COLS && at + i < b->rows; i++) {
             int64_t a = b->first + at + i;
             rows[i] =
-                lm__row_words(j->w, element(x, f->dtype, (f->row ? f->row[a] : a) * f->dim),
+                lm__row_words(j->w, lm__element(f->dtype, x, (f->row ? f->row[a] : a) * f->dim),
                               f->dim, lines + i * j->d_words);
         }
         lm__turn(rows, j->d_words, to);
@@ -82,13 +78,13 @@ void lm__ffn_turn_rows(const lm_ffn_job *j, const lm_ffn_block *b, const void *x
 lm_part lm__ffn_up_part(const lm_ffn_job *j, int64_t expert, int64_t row, int64_t rows,
                         int64_t from, int64_t n) {
     int64_t ld = j->f->dim, at = (expert * j->wide + row) * ld + from;
-    return (lm_part){element(j->f->up, j->f->dtype, at), ld, rows, n};
+    return (lm_part){lm__element(j->f->dtype, j->f->up, at), ld, rows, n};
 }
 
 lm_part lm__ffn_down_part(const lm_ffn_job *j, int64_t expert, int64_t row, int64_t rows,
                           int64_t from, int64_t n) {
     int64_t ld = j->f->hidden, at = (expert * j->f->dim + row) * ld + from;
-    return (lm_part){element(j->f->down, j->f->dtype, at), ld, rows, n};
+    return (lm_part){lm__element(j->f->dtype, j->f->down, at), ld, rows, n};
 }
 
 /* 8 rows at a time, while the 8 after them come nearer. */
@@ -99,10 +95,10 @@ void lm__ffn_product(const lm_ffn_job *j, lm_part a, lm_part next, const uint32_
     for (int64_t i = 0; i < a.rows; i += LM_STRIP_ROWS) {
         int high = (int)lm__min(LM_STRIP_ROWS, a.rows - i);
         lm_left left =
-            lm__left_rows(j->w, element(a.x, j->w.dtype, i * a.ld), a.ld, high, a.n, room);
+            lm__left_rows(j->w, lm__element(j->w.dtype, a.x, i * a.ld), a.ld, high, a.n, room);
         lm_part then = next;
         if (i + high < a.rows)
-            then = (lm_part){element(a.x, j->w.dtype, (i + high) * a.ld), a.ld,
+            then = (lm_part){lm__element(j->w.dtype, a.x, (i + high) * a.ld), a.ld,
                              a.rows - i - high, a.n};
         then.rows = lm__min(LM_STRIP_ROWS, then.rows);
         lm_ahead ahead = lm__ahead(j->w, then, k * strips);

@@ -34,10 +34,6 @@ static places places_in(const few_job *f, lm_ffn_room *room) {
     return p;
 }
 
-static const void *element(const void *x, int dtype, int64_t i) {
-    return (const char *)x + (size_t)i * lm__size(dtype);
-}
-
 /* x + bias as lm__ffn_settle does it for one of many */
 static void settle(const lm_ffn *f, float *x, const float *bias, int64_t n) {
     if (!bias) lm__ffn_settle(f->dtype, x, 0, n);
@@ -77,7 +73,7 @@ static void up(const few_job *f, int64_t i, int64_t unit, places *p, void *pre, 
     const uint32_t *b[LM_FEW], *at[LM_FEW];
     for (int r = 0; r < rows; r++) {
         int64_t row = of->row ? of->row[first + r] : first + r;
-        b[r] = lm__row_words(j->w, element(x, of->dtype, row * of->dim), of->dim,
+        b[r] = lm__row_words(j->w, lm__element(of->dtype, x, row * of->dim), of->dim,
                              p->x + r * (j->d_words + 1));
     }
     int high = lm__few_rows(rows, b);

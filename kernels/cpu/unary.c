@@ -73,9 +73,6 @@ static const struct {
     [LM_COS] = OP(cos, 0),
 };
 
-static const void *element(int dtype, const void *x, int64_t i) {
-    return (const char *)x + (size_t)i * lm__size(dtype);
-}
 int lm_cpu_unary(int op, int dtype, int64_t n, void *y, const void *x) {
     if (!lm__is_float(dtype) || op < 0 || op >= LM_UNARY_OPS) return LM_KERNEL_EDTYPE;
     forward_fn *f = ops[op].forward[dtype];
@@ -83,7 +80,7 @@ int lm_cpu_unary(int op, int dtype, int64_t n, void *y, const void *x) {
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
         float out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
-        f(lm__open(dtype, y, at, out), element(dtype, x, at), len);
+        f(lm__open(dtype, y, at, out), lm__element(dtype, x, at), len);
         lm__close(dtype, y, at, len, out);
     }
     return LM_KERNEL_OK;
@@ -98,7 +95,8 @@ int lm_cpu_unary_bwd(int op, int dtype, int64_t n, void *dx, const void *dy, con
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
         float out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
-        f(lm__open(dtype, dx, at, out), element(dtype, dy, at), element(dtype, v, at), len);
+        f(lm__open(dtype, dx, at, out), lm__element(dtype, dy, at), lm__element(dtype, v, at),
+          len);
         lm__close(dtype, dx, at, len, out);
     }
     return LM_KERNEL_OK;

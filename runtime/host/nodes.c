@@ -58,8 +58,7 @@ void lm_nodes_stay_at_one(int local, int ranks) {
         if (CPU_COUNT(&ours) == 0) return;
     }
     CPU_AND(&ours, &nodes[local / (ranks / count)], &allowed);
-    const char *threads =
-        getenv("OMP_NUM_THREADS"); /* more than it has: they were meant to roam */
-    if (threads && atoi(threads) > CPU_COUNT(&ours)) return;
+    const char *threads = getenv("OMP_NUM_THREADS");
+    if (threads && atoi(threads) > CPU_COUNT(&ours)) return; /* they were meant to roam */
     sched_setaffinity(0, sizeof ours, &ours);
 }
