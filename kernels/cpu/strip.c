@@ -161,7 +161,8 @@ void lm__few_product(lm_words w, lm_part a, int64_t p, const uint32_t *const b[L
     int64_t k = lm__words_of(w, a.n), size = (int64_t)lm__size(w.dtype), ld = a.ld * size / 4;
     int as_they_lie = w.dtype == LM_F32 || (w.pairs && a.n % 2 == 0 && a.ld % 2 == 0);
     const char *from = a.x;
-    const char *then = from + (LM_FEW_OUT * a.ld + (LM_FEW_OUT - 1) * p) * size;
+    const char *then =
+        p + a.n < a.ld ? from + a.n * size : from + (LM_FEW_OUT * a.ld - p) * size;
     const uint32_t *rows_of_a = a.x;
     if (!as_they_lie || a.rows < LM_FEW_OUT) { /* brought together, zeros below */
         for (int64_t r = 0; r < LM_FEW_OUT; r++) {

@@ -49,8 +49,8 @@ typedef struct lm_ahead {
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
                          int64_t ldc, int width, int store, lm_ahead *ahead);
 
-/* a: 32 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: what will be
- * read next, as much as of a, and should come nearer meanwhile */
+/* a: 32 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: where rows
+ * begin, as far apart, that will be read next and should come nearer meanwhile */
 typedef void lm_few_fn(int64_t k, const uint32_t *a, int64_t ld,
                        const uint32_t *const b[LM_FEW], int rows, float *c, int64_t ldc,
                        int add, const char *then);
@@ -109,8 +109,8 @@ void lm__pair_floats(lm_words w, const float *even, const float *odd, int64_t n,
 /* As many rows of b as a strip of few can have; those that are too many repeat the last. */
 int lm__few_rows(int rows, const uint32_t *b[LM_FEW]);
 /* c [rows, 32] = B A', of a's up to 32 rows, numbers p .. p + n - 1 of each; rows as of
- * lm__few_rows; room: 32 * words_of(n). What lies after the rows comes nearer, a part of it
- * with each part of them. */
+ * lm__few_rows; room: 32 * words_of(n). What lies after these numbers of the rows comes nearer,
+ * or after the rows. */
 void lm__few_product(lm_words w, lm_part a, int64_t p, const uint32_t *const b[LM_FEW],
                      int rows, float *c, int64_t ldc, int add, uint32_t *room);
 /* 32 rows of n words -> [n, 32]. Rows may be NULL: zeros. */

@@ -141,56 +141,65 @@ LM_INLINE void turned(const word *a, int64_t ld, lanes v[LANES]) {
     }
 }
 
-/* `rows` and `wide`, registers of a row of C, are constants where this is expanded. */
+/* Lines that will be read next, a row's after those of the row before: memory answers faster to
+ * who asks in the order in which it lies. */
+typedef struct {
+    const char *row;
+    int64_t stride; /* in bytes */
+    int lines, line;
+} coming;
+
+LM_INLINE void come(coming *next) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES * LANES / 16; i++) {
+        __builtin_prefetch(next->row + 64 * next->line, 0, 3);
+        if (++next->line == next->lines) next->line = 0, next->row += next->stride;
+    }
+}
+
+/* LANES rows of A; `rows` is a constant where this is expanded. */
 LM_INLINE void few(int64_t k, const word *a, int64_t ld, const uint32_t *const b[LM_FEW],
-                   int rows, int wide, float *c, int64_t ldc, int add, const char *then) {
-    lanes sum[LM_FEW][2] = {{{0}}};
+                   int rows, float *c, int64_t ldc, int add, coming next) {
+    lanes sum[LM_FEW] = {{0}};
     int64_t p = 0;
     for (; p + LANES <= k; p += LANES) {
-#pragma GCC unroll 32
-        for (int i = 0; i < wide * LANES * LANES / 16; i++, then += 64)
-            __builtin_prefetch(then, 0, 2);
-#pragma GCC unroll 2
-        for (int j = 0; j < wide; j++) {
-            lanes v[LANES];
-            turned(a + j * LANES * ld + p, ld, v);
+        lanes v[LANES];
+        come(&next);
+        turned(a + p, ld, v);
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
-                const word *x = (const word *)b[r] + p;
+        for (int r = 0; r < rows; r++) {
+            const word *x = (const word *)b[r] + p;
 #pragma GCC unroll 16
-                for (int i = 0; i < LANES; i++) MULTIPLY_ADD(sum[r][j], x[i], v[i]);
-            }
+            for (int i = 0; i < LANES; i++) MULTIPLY_ADD(sum[r], x[i], v[i]);
         }
     }
-    for (int j = 0; j < wide && p < k; j++) { /* the rest, with what is no word zero */
+    if (p < k) { /* the rest, with what is no word zero */
         uint32_t rest[LANES][LANES] = {{0}};
         lanes v[LANES];
         for (int i = 0; i < LANES; i++)
-            memcpy(rest[i], a + (j * LANES + i) * ld + p, (size_t)(k - p) * sizeof rest[0][0]);
+            memcpy(rest[i], a + i * ld + p, (size_t)(k - p) * sizeof rest[0][0]);
         turned(rest[0], LANES, v);
         for (int r = 0; r < rows; r++) {
             const word *x = (const word *)b[r] + p;
-            for (int i = 0; i < k - p; i++) MULTIPLY_ADD(sum[r][j], x[i], v[i]);
+            for (int i = 0; i < k - p; i++) MULTIPLY_ADD(sum[r], x[i], v[i]);
         }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int j = 0; j < wide; j++) {
-            lanes *to = (lanes *)(c + r * ldc + j * LANES);
-            if (add) sum[r][j] += *to;
-            *to = sum[r][j];
-        }
+    for (int r = 0; r < rows; r++) {
+        lanes *to = (lanes *)(c + r * ldc);
+        if (add) sum[r] += *to;
+        *to = sum[r];
+    }
 }
 
 void FEW(int64_t k, const uint32_t *a, int64_t ld, const uint32_t *const b[LM_FEW], int rows,
          float *c, int64_t ldc, int add, const char *then) {
-    int wide = rows <= 2 && LANES > 4 ? 2 : 1; /* sums at once: enough, and within registers */
-    for (int i = 0; i < LM_FEW_OUT; i += wide * LANES) {
-        if (rows == 1) few(k, a, ld, b, 1, LANES > 4 ? 2 : 1, c, ldc, add, then);
-        else if (rows == 2) few(k, a, ld, b, 2, LANES > 4 ? 2 : 1, c, ldc, add, then);
-        else if (rows == 4) few(k, a, ld, b, 4, 1, c, ldc, add, then);
-        else few(k, a, ld, b, 8, 1, c, ldc, add, then);
-        a += wide * LANES * ld, c += wide * LANES, then += wide * LANES * k * 4;
+    for (int i = 0; i < LM_FEW_OUT; i += LANES, a += LANES * ld, c += LANES) {
+        coming next = {(const char *)(a + LANES * ld), 4 * ld, (int)((k + 15) / 16), 0};
+        if (i + LANES == LM_FEW_OUT) next.row = then;
+        if (rows == 1) few(k, a, ld, b, 1, c, ldc, add, next);
+        else if (rows == 2) few(k, a, ld, b, 2, c, ldc, add, next);
+        else if (rows == 4) few(k, a, ld, b, 4, c, ldc, add, next);
+        else few(k, a, ld, b, 8, c, ldc, add, next);
     }
 }
