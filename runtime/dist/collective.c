@@ -5,6 +5,7 @@
  * large all_reduce is a reduce-scatter and an all-gather. Each has one form,
  * which is started; the one that blocks starts and waits. */
 #include "runtime/dist/dist_impl.h"
+#include "runtime/dist/far_copy.h"
 #include "runtime/dist/reduce.h"
 
 #include <stdlib.h>
@@ -168,15 +169,23 @@ int lm_reduce_scatter(lm_group *g, void *data, int64_t count, int dtype, int op,
 
 /* ---- all_gather, all_to_all: one stage ---- */
 
+/* What a rank gives itself, while `others` bytes come from the others. */
+static void keep(char *to, const char *from, int64_t bytes, int64_t others) {
+    if (bytes == 0) return;
+    if (others < LM__FAR) memcpy(to, from, (size_t)bytes);
+    else lm__far_copy(to, from, (size_t)bytes);
+}
+
 int lm_all_gather_v_start(lm_group *g, const void *send, const int64_t *bytes, void *recv,
                           lm_async **out) {
     lm_async *a = NULL;
     int st = enter(&g);
     if (st != LM_OK) return st;
-    int64_t mine = bytes[g->rank];
+    int64_t mine = bytes[g->rank], all = 0;
     char *own = recv;
     for (int r = 0; r < g->rank; r++) own += bytes[r];
-    if (mine && own != send) memmove(own, send, (size_t)mine);
+    for (int r = 0; r < g->size; r++) all += bytes[r];
+    if (own != send) keep(own, send, mine, all - mine);
     if (g->size == 1) return *out = NULL, LM_OK;
     st = lm__async_new(g, "all_gather", lm__async_everyone, &a);
     if (st != LM_OK) return st;
@@ -241,7 +250,8 @@ int lm_all_to_all_v_start(lm_group *g, const void *send, const int64_t *sends, v
         to += receives[r];
     }
     st = lm__async_start(a, LM_OK, out);
-    if (st == LM_OK && own) memcpy(home, ours, (size_t)own); /* others' are on their way */
+    int64_t others = to - (char *)recv - own; /* they are on their way */
+    if (st == LM_OK) keep(home, ours, own, others);
     return st;
 }
 

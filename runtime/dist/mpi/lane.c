@@ -10,6 +10,7 @@
  * The receiver gives a lane to a message for which both ends are ready, so that whatever
  * is in a lane is soon read. */
 #include "runtime/dist/mpi/lane.h"
+#include "runtime/dist/far_copy.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -64,7 +65,9 @@ static bool send_piece(lane *l, const lm__stream *s, uint32_t at, size_t bytes) 
 
 static bool receive_piece(lane *l, const lm__stream *s, uint32_t at, size_t bytes) {
     if (__atomic_load_n(&l->written, __ATOMIC_ACQUIRE) == at) return false;
-    memcpy(s->data + s->moved, l->piece[at % PIECES], bytes);
+    const char *piece = l->piece[at % PIECES];
+    if (s->far) lm__far_copy(s->data + s->moved, piece, bytes);
+    else memcpy(s->data + s->moved, piece, bytes);
     __atomic_store_n(&l->read, at + 1, __ATOMIC_RELEASE);
     return true;
 }

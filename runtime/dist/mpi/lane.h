@@ -8,7 +8,7 @@
 /* A message on its way through a lane of its receiver's; either end has one. */
 typedef struct lm__stream {
     int peer, lane;
-    bool sends;
+    bool sends, far; /* far: received together with more than the caches hold */
     char *data;
     int64_t bytes, moved;
 } lm__stream;

@@ -11,6 +11,7 @@
  * with none, when all are taken, and it goes through MPI. */
 #define _GNU_SOURCE /* setenv */
 #include "runtime/dist/transport.h"
+#include "runtime/dist/far_copy.h"
 #include "runtime/dist/mpi/lane.h"
 
 #include <mpi.h>
@@ -48,6 +49,7 @@ struct lm__flight {
     int count, receives;   /* requests; the receives come first */
     int open, tag;         /* open: requests and streams that are not done */
     int streams;           /* that are under way */
+    bool far;              /* more is to be received than the caches hold */
     bool dropped, kept;    /* dropped: what arrives is for nobody; kept: MPI still reads it */
     part *part;            /* [count], of each request */
     MPI_Status *status;    /* [count] of those that MPI_Testsome finds finished */
@@ -168,6 +170,12 @@ static int64_t requests(int n, const lm__message *m, int large) {
     return total;
 }
 
+static int64_t bytes_of(int n, const lm__message *m) {
+    int64_t total = 0;
+    for (int i = 0; i < n; i++) total += m[i].bytes;
+    return total;
+}
+
 static lm__flight *flight_new(int tag, int64_t count) {
     size_t n = (size_t)count;
     size_t each = sizeof(MPI_Request) + sizeof(part) + sizeof(MPI_Status) + sizeof(int);
@@ -212,6 +220,7 @@ static int add_message(lm__flight *f, int kind, bool sends, const lm__message *m
         part p = {.kind = kind,
                   .stream = {.peer = m->peer,
                              .sends = sends,
+                             .far = f->far,
                              .data = (char *)m->data + at,
                              .bytes = m->bytes - at < CHUNK ? m->bytes - at : CHUNK},
                   .note = {.part = f->count}};
@@ -252,6 +261,7 @@ static int post(int tag, int sends, const lm__message *send, int receives,
     if (total == 0) return 0;
     lm__flight *f = flight_new(tag, total);
     if (!f) return snprintf(error, 256, "no memory for %lld requests", (long long)total), -1;
+    f->far = bytes_of(receives, receive) >= LM__FAR;
     for (int i = 0; i < receives && code == MPI_SUCCESS; i++)
         code = add_message(f, is_large(&receive[i]) ? OFFER : BYTES, false, &receive[i]);
     for (int i = 0; i < sends && code == MPI_SUCCESS; i++)

@@ -6,7 +6,8 @@ local check = require('lumoe.status').check
 
 local rank, size = C.lm_dist_rank(), C.lm_dist_world_size()
 local KIB = 1024
-local LENGTHS = { 1, 64 * KIB, 512 * KIB - 1, 512 * KIB, 512 * KIB + 1, 576 * KIB, 1024 * KIB, 1100 * KIB - 3, 3000001 }
+local LENGTHS = { 1, 64 * KIB, 512 * KIB - 1, 512 * KIB, 512 * KIB + 1, 576 * KIB, 1024 * KIB, 1100 * KIB - 3, 3000001,
+  6300001 }
 local GUARD = 64
 local kept = {} -- buffers, until their messages have gone
 
@@ -52,6 +53,24 @@ end
 for call = 1, #LENGTHS do start(call)() end
 some(12)
 some(7, rank % 2 == 0) -- each waits for another one
+
+-- gathered from all, a length after the other; this rank's own part too
+for call = 1, #LENGTHS do
+  local bytes, total = ffi.new('int64_t[?]', size), 0
+  for r = 0, size - 1 do
+    bytes[r] = length(call, r, 0)
+    total = total + tonumber(bytes[r])
+  end
+  local own, all, want = ffi.new('uint8_t[?]', bytes[rank] + 1), ffi.new('uint8_t[?]', total + GUARD), ffi.new('uint8_t[?]', total + GUARD)
+  fill(own + 1, tonumber(bytes[rank]), call, rank, 0)
+  local at = 0
+  for r = 0, size - 1 do
+    fill(want + at, tonumber(bytes[r]), call, r, 0)
+    at = at + tonumber(bytes[r])
+  end
+  check(C.lm_all_gather_v(nil, own + 1, bytes, all))
+  assert(ffi.string(all, total + GUARD) == ffi.string(want, total + GUARD), ('gather %d'):format(call))
+end
 
 -- what is dropped half-way keeps what it has taken until all have recovered; the world goes on without
 for _ = 1, 3 do
