@@ -13,10 +13,10 @@ typedef struct update {
 
 static float *floats(lm_tensor *t) { return t ? (float *)(void *)t->data : NULL; }
 
-static int matches(const char *op, const lm_tensor *p, const lm_tensor *state) {
+static int matches(const char *op, const lm_tensor *p, const lm_tensor *state, int dtype) {
     char ps[96], ss[96];
     if (!state) return LM_OK;
-    if (state->dtype != LM_F32 || state->numel != p->numel || !lm_tensor_is_contiguous(state))
+    if (state->dtype != dtype || state->numel != p->numel || !lm_tensor_is_contiguous(state))
         return lm_fail(LM_ESHAPE, "%s: parameter %s, but its state is %s", op,
                        lm__describe(p, ps), lm__describe(state, ss));
     return LM_OK;
@@ -31,20 +31,23 @@ static int dither_of(const char *op, const lm_rounding *r, lm_dither *dither) {
     return LM_OK;
 }
 
-/* 1: there is something to do; 0: no gradient. */
-static int prepare(const char *op, lm_tensor *p, lm_tensor *master, const lm_rounding *rounding,
-                   update *u) {
+/* 1: there is something to do; 0: no gradient. moments: whether they are rounded too. */
+static int prepare(const char *op, lm_tensor *p, lm_tensor *master, int moments,
+                   const lm_rounding *rounding, update *u) {
     int st = lm__floating(op, p);
-    if (st == LM_OK) st = matches(op, p, master);
+    if (st == LM_OK) st = matches(op, p, master, LM_F32);
     if (st != LM_OK) return st;
     if (!p->grad) return 0;
     if (!lm_tensor_is_contiguous(p) || !lm_tensor_is_contiguous(p->grad))
         return lm_fail(LM_ESHAPE, "%s: the parameter or its gradient is not contiguous", op);
-    if (p->dtype == LM_BF16 && !master && !rounding)
+    int alone = p->dtype == LM_BF16 && !master;
+    if (alone && !rounding)
         return lm_fail(LM_EARG, "%s: a bf16 parameter needs an f32 master, or random rounding",
                        op);
-    if (p->dtype == LM_BF16 && !master) st = dither_of(op, rounding, &u->dither);
-    else u->p = floats(master ? master : p);
+    if (moments && !rounding)
+        return lm_fail(LM_EARG, "%s: bf16 moments need random rounding", op);
+    if (alone || moments) st = dither_of(op, rounding, &u->dither);
+    if (!alone) u->p = floats(master ? master : p);
     if (st != LM_OK) return st;
     u->copy = p->dtype == LM_BF16 ? (uint16_t *)(void *)p->data : NULL;
     u->g = p->grad->data, u->g_dtype = p->grad->dtype;
@@ -56,23 +59,25 @@ int lm_optim_adamw(lm_tensor *p, lm_tensor *master, lm_tensor *m, lm_tensor *v, 
                    double beta1, double beta2, double eps, double weight_decay, int64_t step,
                    double grad_scale, const lm_rounding *rounding) {
     update u = {0};
-    int st = prepare("adamw", p, master, rounding, &u);
+    int moments = m->dtype == LM_BF16 ? LM_BF16 : LM_F32;
+    int st = prepare("adamw", p, master, moments == LM_BF16, rounding, &u);
     if (st <= 0) return st;
-    st = matches("adamw", p, m);
-    if (st == LM_OK) st = matches("adamw", p, v);
+    st = matches("adamw", p, m, moments);
+    if (st == LM_OK) st = matches("adamw", p, v, moments);
     if (st != LM_OK) return st;
-    return lm__ran("adamw", lm__kernels(p)->adamw(p->numel, u.p, u.copy, &u.dither, u.g,
-                                                  u.g_dtype, floats(m), floats(v), lr, beta1,
-                                                  beta2, eps, weight_decay, step, grad_scale));
+    return lm__ran("adamw",
+                   lm__kernels(p)->adamw(p->numel, u.p, u.copy, &u.dither, u.g, u.g_dtype,
+                                         m->data, v->data, moments, lr, beta1, beta2, eps,
+                                         weight_decay, step, grad_scale));
 }
 
 int lm_optim_sgd(lm_tensor *p, lm_tensor *master, lm_tensor *momentum, double lr, double factor,
                  double weight_decay, int nesterov, double grad_scale,
                  const lm_rounding *rounding) {
     update u = {0};
-    int st = prepare("sgd", p, master, rounding, &u);
+    int st = prepare("sgd", p, master, 0, rounding, &u);
     if (st <= 0) return st;
-    st = matches("sgd", p, momentum);
+    st = matches("sgd", p, momentum, LM_F32);
     if (st != LM_OK) return st;
     return lm__ran("sgd", lm__kernels(p)->sgd(p->numel, u.p, u.copy, &u.dither, u.g, u.g_dtype,
                                               floats(momentum), lr, factor, weight_decay,
@@ -84,7 +89,7 @@ int lm_optim_adafactor(lm_tensor *p, lm_tensor *master, lm_tensor *row, lm_tenso
                        double grad_scale, const lm_rounding *rounding) {
     char ps[96];
     update u = {0};
-    int st = prepare("adafactor", p, master, rounding, &u);
+    int st = prepare("adafactor", p, master, 0, rounding, &u);
     if (st <= 0) return st;
     int64_t cols = col ? p->shape[p->ndim - 1] : 0;
     int64_t rows = col ? p->shape[p->ndim - 2] : p->numel, matrix = col ? rows * cols : rows;

@@ -9,18 +9,19 @@
 
 #include "runtime/tensor.h"
 
-/* Where the random bits of a bf16 parameter without a master come from: a stream of this
- * parameter and step (lm_random_stream), in which each element of the whole parameter has its
- * place, whoever holds it. p is a part from element `first` on of what this rank has of it;
- * that lies in the whole as blocks of `unit` elements with these numbers (i64), or in one
- * piece. */
+/* Where the random bits of a bf16 parameter without a master, and of bf16 moments, come from: a
+ * stream of this parameter and step (lm_random_stream), in which each element of the whole
+ * parameter has its place, whoever holds it. p is a part from element `first` on of what this
+ * rank has of it; that lies in the whole as blocks of `unit` elements with these numbers (i64),
+ * or in one piece. */
 typedef struct lm_rounding {
     uint64_t stream;
     double first, unit;
     const lm_tensor *blocks;
 } lm_rounding;
 
-/* Loshchilov & Hutter 2019, Algorithm 2. m, v: f32 of p's shape. step counts from 1. */
+/* Loshchilov & Hutter 2019, Algorithm 2. m, v: f32 of p's shape, or bf16, which are rounded at
+ * random whatever p is. step counts from 1. */
 LM_API int lm_optim_adamw(lm_tensor *p, LM_MAYBE lm_tensor *master, lm_tensor *m, lm_tensor *v,
                           double lr, double beta1, double beta2, double eps,
                           double weight_decay, int64_t step, double grad_scale,

@@ -2,7 +2,13 @@
  *
  * The arithmetic is on f32 parameters; `copy` receives them in bf16 in the same pass. Without
  * f32 ones (p NULL) `copy` is all there is, and is rounded up or down at random: to a step much
- * smaller than the distance of two bf16 numbers, rounding to the nearest would never move. */
+ * smaller than the distance of two bf16 numbers, rounding to the nearest would never move.
+ *
+ * Nor would it move AdamW's v where that is kept in bf16: beta2 = 0.999 changes it by a part in
+ * a thousand, and half a last place is one in 256 to 512. m would move, its beta1 being coarse,
+ * but stop a few parts in a hundred before the mean; it is rounded with the bits of v, which
+ * takes less work than to the nearest. That the two share them leaves each right in the mean;
+ * the quotient is off by the covariance of two roundings, some parts in 10^5. */
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -17,35 +23,53 @@ typedef struct {
 } target;
 
 /* Up with the probability that what is cut off has of the last place; a NaN stays one. */
+LM_INLINE uint16_t rounded(float x, uint32_t bits) {
+    uint32_t b;
+    memcpy(&b, &x, sizeof b);
+    b = x != x ? b | 0x400000u : b + bits;
+    return (uint16_t)(b >> 16);
+}
+
 LM_CLONES static void round_randomly(uint16_t *restrict to, const float *restrict x,
                                      const uint16_t *restrict bits, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t b;
-        memcpy(&b, &x[i], sizeof b);
-        uint32_t nan = (b & 0x7fffffffu) > 0x7f800000u;
-        to[i] = (uint16_t)((nan ? b | 0x400000u : b + bits[i]) >> 16);
-    }
+    for (int64_t i = 0; i < n; i++) to[i] = rounded(x[i], bits[i]);
 }
 
-/* Element `at` of the array is number `e` of the part, and another of the whole tensor; each
- * number has 16 bits of the sequence. */
+/* The number in the whole tensor of element `at` of the array; *n, how many are asked about,
+ * becomes how many of them follow one another there. */
+static int64_t place(const lm_dither *d, int64_t at, int64_t *n) {
+    int64_t e = d->first + at;
+    if (!d->blocks) return e;
+    *n = lm__min(*n, d->unit - e % d->unit);
+    return d->blocks[e / d->unit] * d->unit + e % d->unit;
+}
+
+/* Each number has 16 bits of the sequence. */
 static void close_randomly(const target *t, int64_t at, int64_t n, const float *x) {
     const lm_dither *d = t->dither;
     while (n > 0) {
         uint32_t buf[LM_CHUNK + 8];
         uint16_t bits[LM_CHUNK + 2];
-        int64_t e = d->first + at, len = n;
-        if (d->blocks) {
-            len = lm__min(n, d->unit - e % d->unit);
-            e = d->blocks[e / d->unit] * d->unit + e % d->unit;
-        }
-        int64_t skip = e % 2, count = (skip + len + 1) / 2;
+        int64_t len = n, e = place(d, at, &len), skip = e % 2, count = (skip + len + 1) / 2;
         memcpy(bits, lm__random_words(buf, d->seed, d->stream, (uint64_t)(e / 2), count),
                (size_t)count * sizeof *buf);
         round_randomly(t->copy + at, x, bits + skip, len);
         at += len, x += len, n -= len;
     }
+}
+
+/* Or a word of it, for those who round twice: buf has room for LM_CHUNK + 8. */
+static const uint32_t *words(const lm_dither *d, int64_t at, int64_t n, uint32_t *buf) {
+    int64_t len = n, e = place(d, at, &len);
+    if (len == n) return lm__random_words(buf, d->seed, d->stream, (uint64_t)e, n);
+    for (int64_t done = 0; done < n; done += len) {
+        uint32_t piece[LM_CHUNK + 8];
+        len = n - done, e = place(d, at + done, &len);
+        memcpy(buf + done, lm__random_words(piece, d->seed, d->stream, (uint64_t)e, len),
+               (size_t)len * sizeof *buf);
+    }
+    return buf;
 }
 
 /* Elements `at` to at + n - 1 as floats, to change; and the end of changing them. */
@@ -69,24 +93,67 @@ typedef struct {
     float beta1, beta2, rate, root_bias2, eps, keep, grad_scale;
 } adamw_step;
 
-LM_CLONES static void adamw_chunk(float *p, const float *g, float *m, float *v,
-                                  const adamw_step *s, int64_t n) {
-    float beta1 = s->beta1, beta2 = s->beta2, rate = s->rate, root = s->root_bias2;
-    float eps = s->eps, keep = s->keep, scale = s->grad_scale;
+LM_INLINE float adamw_one(const adamw_step *s, float p, float g, float *m, float *v) {
+    float d = g * s->grad_scale;
+    *m = s->beta1 * *m + (1.0f - s->beta1) * d;
+    *v = s->beta2 * *v + (1.0f - s->beta2) * d * d;
+    return p * s->keep - s->rate * *m / (sqrtf(*v) * s->root_bias2 + s->eps);
+}
+
+LM_CLONES static void adamw_chunk(float *restrict p, const float *restrict g, float *restrict m,
+                                  float *restrict v, const adamw_step *step, int64_t n) {
+    const adamw_step s = *step;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) p[i] = adamw_one(&s, p[i], g[i], &m[i], &v[i]);
+}
+
+/* bf16 moments take the upper half of a word each, bf16 parameters the lower. */
+LM_CLONES static void adamw_chunk_moments(float *restrict p, const float *restrict g,
+                                          uint16_t *restrict m, uint16_t *restrict v,
+                                          const uint32_t *restrict bits, const adamw_step *step,
+                                          int64_t n) {
+    const adamw_step s = *step;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        float d = g[i] * scale;
-        m[i] = beta1 * m[i] + (1.0f - beta1) * d;
-        v[i] = beta2 * v[i] + (1.0f - beta2) * d * d;
-        p[i] = p[i] * keep - rate * m[i] / (sqrtf(v[i]) * root + eps);
+        float mi = lm_bf16_to_f32(m[i]), vi = lm_bf16_to_f32(v[i]);
+        p[i] = adamw_one(&s, p[i], g[i], &mi, &vi);
+        m[i] = rounded(mi, bits[i] >> 16), v[i] = rounded(vi, bits[i] >> 16);
     }
 }
 
+LM_CLONES static void adamw_chunk_all(uint16_t *restrict p, const float *restrict g,
+                                      uint16_t *restrict m, uint16_t *restrict v,
+                                      const uint32_t *restrict bits, const adamw_step *step,
+                                      int64_t n) {
+    const adamw_step s = *step;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float mi = lm_bf16_to_f32(m[i]), vi = lm_bf16_to_f32(v[i]);
+        p[i] = rounded(adamw_one(&s, lm_bf16_to_f32(p[i]), g[i], &mi, &vi), bits[i] & 0xffff);
+        m[i] = rounded(mi, bits[i] >> 16), v[i] = rounded(vi, bits[i] >> 16);
+    }
+}
+
+/* Elements `at` to at + n - 1, with moments in bf16. */
+static void adamw_narrow(const target *t, int64_t at, int64_t n, const float *g, uint16_t *m,
+                         uint16_t *v, const adamw_step *s) {
+    uint32_t buf[LM_CHUNK + 8];
+    const uint32_t *bits = words(t->dither, at, n, buf);
+    if (!t->p) {
+        adamw_chunk_all(t->copy + at, g, m + at, v + at, bits, s, n);
+        return;
+    }
+    adamw_chunk_moments(t->p + at, g, m + at, v + at, bits, s, n);
+    close_at(t, at, n, t->p + at);
+}
+
 int lm_cpu_adamw(int64_t n, float *p, uint16_t *copy, const lm_dither *dither, const void *g,
-                 int g_dtype, float *m, float *v, double lr, double beta1, double beta2,
-                 double eps, double weight_decay, int64_t step, double grad_scale) {
+                 int g_dtype, void *m, void *v, int moments, double lr, double beta1,
+                 double beta2, double eps, double weight_decay, int64_t step,
+                 double grad_scale) {
     const target t = {p, copy, dither};
-    if (!can_do(&t, g_dtype)) return LM_KERNEL_EDTYPE;
+    if (!can_do(&t, g_dtype) || !(moments == LM_F32 || (moments == LM_BF16 && dither)))
+        return LM_KERNEL_EDTYPE;
     double bias1 = 1 - pow(beta1, (double)step), bias2 = 1 - pow(beta2, (double)step);
     adamw_step s = {(float)beta1,        (float)beta2,
                     (float)(lr / bias1), (float)(1 / sqrt(bias2)),
@@ -96,8 +163,13 @@ int lm_cpu_adamw(int64_t n, float *p, uint16_t *copy, const lm_dither *dither, c
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
         float buf[LM_CHUNK], pbuf[LM_CHUNK];
         int64_t len = lm__min(LM_CHUNK, n - at);
+        const float *d = lm__load(g_dtype, g, at, len, buf);
+        if (moments == LM_BF16) {
+            adamw_narrow(&t, at, len, d, m, v, &s);
+            continue;
+        }
         float *x = open_at(&t, at, len, pbuf);
-        adamw_chunk(x, lm__load(g_dtype, g, at, len, buf), m + at, v + at, &s, len);
+        adamw_chunk(x, d, (float *)m + at, (float *)v + at, &s, len);
         close_at(&t, at, len, x);
     }
     return LM_KERNEL_OK;

@@ -46,7 +46,7 @@ local function divided(add, ranks)
   add('ep 2, etp 2, once', { ep = 2, etp = 2, exchange = { once = true } })
 end
 
---- { name, precision, masters, ep, etp, tp, zero, offload, recompute, micro_batches, exchange, popularity,
+--- { name, precision, masters, moments, ep, etp, tp, zero, offload, recompute, micro_batches, exchange, popularity,
 -- capacity, on_host }, those whose
 -- names have the text `only`.
 function layouts.list(ranks, only)
@@ -67,6 +67,9 @@ function layouts.list(ranks, only)
   add('offload optimizer, bf16', { offload = 'optimizer', precision = 'bf16' })
   add('offload parameters, bf16', { offload = 'parameters', precision = 'bf16' })
   add('no masters, bf16', { precision = 'bf16', masters = false })
+  add('bf16 moments', { moments = 'bf16' })
+  add('no masters, bf16 moments, bf16', { precision = 'bf16', masters = false, moments = 'bf16' })
+  add('offload parameters, bf16 moments, bf16', { offload = 'parameters', precision = 'bf16', moments = 'bf16' })
   add('offload parameters, no masters, bf16', { offload = 'parameters', precision = 'bf16', masters = false })
   add('offload parameters, 2 micro-batches', { offload = 'parameters', micro_batches = 2 })
   if ranks > 1 then

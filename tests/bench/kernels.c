@@ -234,8 +234,8 @@ static void memory(int dtype) {
     int64_t step = 1;
     double norm;
     rate("adamw of 3 M", dtype, (24 + s + (copy ? 2 : 0)) * P,
-         BEST(lm_cpu_adamw(P, p, copy, NULL, g, dtype, m, v, 1e-3, 0.9, 0.98, 1e-8, 0.01,
-                           step++, 1)));
+         BEST(lm_cpu_adamw(P, p, copy, NULL, g, dtype, m, v, LM_F32, 1e-3, 0.9, 0.98, 1e-8,
+                           0.01, step++, 1)));
     rate("sum of squares of 3 M", dtype, s * P, BEST(lm_cpu_sqsum(dtype, P, g, &norm)));
     free(x), free(y), free(z), free(mean), free(rstd), free(w), free(dw), free(db), free(top),
         free(logits), free(grad);

@@ -9,8 +9,8 @@ static void adamw_case(int g_dtype, int64_t n) {
     for (int64_t i = 0; i < n; i++) rp[i] = (double)p[i];
     for (int step = 1; step <= 4; step++) {
         void *g = random_array(g_dtype, n);
-        ok(lm_cpu_adamw(n, p, copy, NULL, g, g_dtype, m, v, 0.01, 0.9, 0.98, 1e-8, 0.1, step,
-                        0.5));
+        ok(lm_cpu_adamw(n, p, copy, NULL, g, g_dtype, m, v, LM_F32, 0.01, 0.9, 0.98, 1e-8, 0.1,
+                        step, 0.5));
         for (int64_t i = 0; i < n; i++) {
             double d = get(g_dtype, g, i) * 0.5;
             rm[i] = 0.9 * rm[i] + 0.1 * d, rv[i] = 0.98 * rv[i] + 0.02 * d * d;
@@ -89,9 +89,9 @@ static void dither_case(int64_t n, const lm_dither *d, uint16_t *out) {
         before[i] = p[i] = lm_f32_to_bf16(1 + (float)(i % 7));
         x[i] = lm_bf16_to_f32(p[i]), g[i] = (float)(i % 5) - 2;
     }
-    ok(lm_cpu_adamw(n, NULL, p, d, g, LM_F32, m, v, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
+    ok(lm_cpu_adamw(n, NULL, p, d, g, LM_F32, m, v, LM_F32, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
     memset(m, 0, (size_t)n * 4), memset(v, 0, (size_t)n * 4);
-    ok(lm_cpu_adamw(n, x, NULL, NULL, g, LM_F32, m, v, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
+    ok(lm_cpu_adamw(n, x, NULL, NULL, g, LM_F32, m, v, LM_F32, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
     double off = 0, spread = 0; /* of the rounded sum, and what its variance may be */
     for (int64_t i = 0; i < n; i++) {
         double got = (double)lm_bf16_to_f32(p[i]), want = (double)x[i];
@@ -104,6 +104,103 @@ static void dither_case(int64_t n, const lm_dither *d, uint16_t *out) {
     near(off, 0, 6 * sqrt(spread));
     memcpy(out, p, (size_t)n * sizeof *p);
     free(p), free(before), free(x), free(m), free(v), free(g);
+}
+
+/* bf16 moments: what they, and p, would be in f32, rounded by the two halves of the word that
+ * the element's number in the whole has. Betas and decay of 1 - 2^-10 are exact on ones. */
+static void moments_case(int64_t n, const lm_dither *d, int alone, int g_dtype) {
+    const double beta = 1 - 1.0 / 1024;
+    uint16_t *p = array(LM_BF16, n), *m = array(LM_BF16, n), *v = array(LM_BF16, n);
+    float *x = array(LM_F32, n);
+    void *g = array(g_dtype, n);
+    for (int pass = 0; pass < 2; pass++) { /* moments alone, then p alone: each exact in f32 */
+        for (int64_t i = 0; i < n; i++) {
+            x[i] = 1, p[i] = lm_f32_to_bf16(1), v[i] = lm_f32_to_bf16(pass ? 0 : 1);
+            m[i] = lm_f32_to_bf16(pass ? 0 : i % 2 ? -1 : 1);
+        }
+        double lr = pass ? 1.0 / 1024 : 0;
+        ok(lm_cpu_adamw(n, alone ? NULL : x, p, d, g, g_dtype, m, v, LM_BF16, lr, beta, beta,
+                        1e-8, 1, 1, 1));
+        for (int64_t i = 0; i < n; i++) {
+            int64_t e = d->first + i;
+            if (d->blocks) e = d->blocks[e / d->unit] * d->unit + e % d->unit;
+            uint32_t word = lm_philox_at(d->seed, d->stream, (uint64_t)e), exact = 0x3f7fc000u;
+            uint32_t of_v = (exact + (word >> 16)) >> 16,
+                     of_p = (exact + (word & 0xffff)) >> 16;
+            near(v[i], pass ? 0 : of_v, 0);
+            near(m[i], pass ? 0 : of_v | (i % 2 ? 0x8000u : 0), 0);
+            near(p[i], pass == 0 ? 0x3f80 : alone ? of_p : lm_f32_to_bf16((float)beta), 0);
+            if (!alone) near((double)x[i], pass ? beta : 1, 0);
+        }
+    }
+    free(p), free(m), free(v), free(x), free(g);
+}
+
+/* A few steps of bf16 moments beside the formula, which starts each from what they were. */
+static void moments_steps(int64_t n, int alone, int g_dtype) {
+    const lm_dither d = {7, 3, 0, 0, NULL};
+    uint16_t *p = array(LM_BF16, n), *m = array(LM_BF16, n), *v = array(LM_BF16, n);
+    float *x = random_array(LM_F32, n);
+    for (int64_t i = 0; i < n; i++) p[i] = lm_f32_to_bf16(x[i]);
+    for (int step = 1; step <= 4; step++) {
+        void *g = random_array(g_dtype, n);
+        double *want = calloc((size_t)n + 1, 3 * sizeof *want);
+        for (int64_t i = 0; i < n; i++) {
+            double q = get(g_dtype, g, i) * 0.5, *w = want + 3 * i;
+            w[1] = 0.9 * get(LM_BF16, m, i) + 0.1 * q;
+            w[2] = 0.98 * get(LM_BF16, v, i) + 0.02 * q * q;
+            w[0] = alone ? get(LM_BF16, p, i) : (double)x[i];
+            w[0] -= 0.01 * 0.1 * w[0];
+            w[0] -= 0.01 * (w[1] / (1 - pow(0.9, step))) /
+                    (sqrt(w[2] / (1 - pow(0.98, step))) + 1e-8);
+        }
+        ok(lm_cpu_adamw(n, alone ? NULL : x, p, &d, g, g_dtype, m, v, LM_BF16, 0.01, 0.9, 0.98,
+                        1e-8, 0.1, step, 0.5));
+        for (int64_t i = 0; i < n; i++) {
+            const double *w = want + 3 * i, part = 1.0 / 128 + 3e-6; /* to a neighbour */
+            if (!alone) near((double)x[i], w[0], 1e-5);
+            near(get(LM_BF16, p, i), alone ? w[0] : (double)x[i], part * fabs(w[0]) + 1e-6);
+            near(get(LM_BF16, m, i), w[1],
+                 part * fabs(w[1]) + 1e-7); /* two terms of 0.4 cancel */
+            near(get(LM_BF16, v, i), w[2], part * w[2] + 1e-9);
+        }
+        free(g), free(want);
+    }
+    free(p), free(m), free(v), free(x);
+}
+
+static void moments_cases(void) {
+    enum { UNIT = 6, BLOCKS = 3000 };
+    int64_t blocks[BLOCKS];
+    for (int64_t i = 0; i < BLOCKS; i++) blocks[i] = (1LL << 40) + 2 * i + i / 7;
+    for (int alone = 0; alone < 2; alone++) {
+        for (int dtype = LM_F32; dtype <= LM_BF16; dtype++) {
+            for (int s = 0; s < NSIZES; s++) {
+                lm_dither d = {7, 1ULL << 63 | 99, s, UNIT, NULL};
+                moments_case(sizes[s], &d, alone, dtype);
+                d.first = 1237 + (1LL << 33);
+                moments_case(sizes[s], &d, alone, dtype);
+                moments_steps(sizes[s], alone, dtype);
+            }
+        }
+        lm_dither whole = {7, 99, 0, 0, NULL}, cut = {7, 99, 3, UNIT, blocks};
+        for (int t = 1; t <= 2; t++) {
+            threads(t);
+            moments_case(50000, &whole, alone, LM_F32);
+            moments_case(BLOCKS * UNIT - 3, &cut, alone, LM_F32);
+        }
+    }
+    uint16_t p[4], m[4] = {0}, v[4] = {0}; /* inf and NaN in a gradient: in what it reaches */
+    float g[4] = {0, INFINITY, -INFINITY, NAN}, one = 1;
+    lm_dither d = {7, 99, 0, 0, NULL};
+    for (int i = 0; i < 4; i++) p[i] = lm_f32_to_bf16(1);
+    ok(lm_cpu_adamw(4, NULL, p, &d, g, LM_F32, m, v, LM_BF16, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
+    near(m[0], 0, 0), near(v[0], 0, 0), near(p[0], lm_f32_to_bf16(1), 0);
+    near(m[1], 0x7f80, 0), near(m[2], 0xff80, 0), near(v[1], 0x7f80, 0), near(v[2], 0x7f80, 0);
+    near((m[3] & 0x7fff) > 0x7f80, 1, 0), near((v[3] & 0x7fff) > 0x7f80, 1, 0);
+    for (int i = 1; i < 4; i++) near((p[i] & 0x7fff) > 0x7f80, 1, 0); /* inf / inf */
+    near(lm_cpu_adamw(1, &one, NULL, NULL, g, LM_F32, m, v, LM_BF16, 1, 0, 0, 1, 0, 1, 1),
+         LM_KERNEL_EDTYPE, 0); /* nothing to round with */
 }
 
 /* The bits of an element depend on its number in the whole alone. */
@@ -142,7 +239,7 @@ static void dither_cases(void) {
     float m[4] = {0}, v[4] = {0};
     memset(g, 0, 4 * sizeof *g);
     d = (lm_dither){7, 99, 0, 0, NULL};
-    ok(lm_cpu_adamw(4, NULL, odd, &d, g, LM_F32, m, v, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
+    ok(lm_cpu_adamw(4, NULL, odd, &d, g, LM_F32, m, v, LM_F32, 1e-3, 0.9, 0.98, 1e-8, 0, 1, 1));
     near(odd[0], 0x7f80, 0), near(odd[1], 0xff80, 0), near(odd[3], 0, 0);
     near((odd[2] & 0x7fff) > 0x7f80, 1, 0);
     free(p), free(g);
@@ -179,4 +276,5 @@ TEST(test_optim) {
     }
     adafactor_threads(300, 217), adafactor_threads(3, 40000), adafactor_threads(50001, 0);
     dither_cases();
+    moments_cases();
 }

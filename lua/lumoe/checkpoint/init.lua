@@ -31,7 +31,8 @@ local checkpoint = {}
 checkpoint.save = require 'lumoe.checkpoint.save'
 
 --- Reads a checkpoint's folder (or a .safetensors file, or a Hugging Face folder) into model and
--- optimizer, each optional; f32 and bf16 are converted into each other. Returns
+-- optimizer, each optional; f32 and bf16 are converted into each other, exactly into f32, to the nearest into bf16
+-- (AdamW's moments too). Returns
 --   { step, extra, score, random = { seed, step }, optimizer = 'loaded' | 'fresh' }
 -- 'fresh': there was no optimizer state; masters are the weights, the rest is zero. With an optimizer, the
 -- random state is restored too. Everything is checked first: an error leaves model and optimizer as they were.

@@ -79,9 +79,9 @@ function layout.of_optimizer(optimizer)
     list[#list + 1] = h
   end
   for _, p in ipairs(optimizer.params) do
-    local away, slots = optimizer.offloaded:slots(p.name), {}
+    local slots, away, dtype = {}, optimizer.offloaded:slots(p.name)
     for _, slot in ipairs(away or {}) do
-      add(p, slot, { name = ('optimizer.%s.%s'):format(p.name, slot), dtype = 'f32', region = updated_part_of(p),
+      add(p, slot, { name = ('optimizer.%s.%s'):format(p.name, slot), dtype = dtype[slot], region = updated_part_of(p),
         take = function() return optimizer.offloaded:read(p.name, slot) end,
         give = function(t) optimizer.offloaded:write(p.name, slot, t) end })
     end

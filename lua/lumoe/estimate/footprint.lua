@@ -8,7 +8,9 @@ local footprint = {}
 
 -- ---- what stays ----------------------------------------------------------------------------
 
-local function state_bytes(p, n, mesh) return (sharding.has_master(p, mesh) and 3 or 2) * block(4 * n) end
+local function state_bytes(p, n, mesh)
+  return 2 * block(mesh.moment * n) + (sharding.has_master(p, mesh) and block(4 * n) or 0)
+end
 
 local function bytes_of(p, mesh)
   return {
@@ -40,10 +42,12 @@ end
 
 -- Windows through which a stream's state passes in the update (optim/stream.lua), booked as the optimizer's.
 local WINDOWS, STREAM, GRAIN = 3, 2 ^ 21, 1024
-local function windows(elements, slots, parameter, bucket)
+local function windows(elements, mesh, master, parameter)
   if elements == 0 then return 0 end
-  local each = math.max(GRAIN, math.floor((bucket or STREAM) / (4 * (slots + 1)) / GRAIN) * GRAIN)
-  return math.min(WINDOWS, math.ceil(elements / each)) * ((slots + 1) * block(4 * each) + block(parameter * each))
+  local wide = master and 2 or 1 -- the gradient, a master
+  local each = math.max(GRAIN, math.floor((mesh.bucket or STREAM) / (4 * wide + 2 * mesh.moment) / GRAIN) * GRAIN)
+  return math.min(WINDOWS, math.ceil(elements / each))
+    * (wide * block(4 * each) + 2 * block(mesh.moment * each) + block(parameter * each))
 end
 
 --- Elements of a stream that a parameter takes.
@@ -58,7 +62,7 @@ function footprint.passing_state(units, mesh)
       elements[p.bytes] = elements[p.bytes] + footprint.of_stream(sharding.share(p, mesh, 'optimizer'))
     end
   end
-  return math.max(windows(elements[2], mesh.masters and 3 or 2, 2 * moves, mesh.bucket), windows(elements[4], 2, 4 * moves, mesh.bucket))
+  return math.max(windows(elements[2], mesh, mesh.masters, 2 * moves), windows(elements[4], mesh, false, 4 * moves))
 end
 
 local ADDED = 2 ^ 18 -- elements of a gradient in the tier that are added to at a time (runtime/tier/offload.c)

@@ -24,7 +24,7 @@ local estimate = { hardware = hardware, here = function(...) return require 'lum
   describe_mesh = layout.describe, from_options = description.from_options }
 
 local OPTIONS = { model = true, mesh = true, batch = true, hardware = true, precision = true, recompute = true,
-  overlap = true, masters = true }
+  overlap = true, masters = true, moments = true }
 local BYTES = { f32 = 4, bf16 = 2 }
 
 local function machine(given)
@@ -56,6 +56,7 @@ end
 --   batch      { sequences, source, target, micro_batches }, all ranks' together
 --   precision  'f32' or 'bf16' (parameters and activations; gradients and masters are f32)
 --   masters    false: bf16 parameters have none, as optim.AdamW { masters = false }
+--   moments    'f32' or 'bf16', as optim.AdamW has them
 --   recompute  activations of each layer are computed again in backward
 --   hardware   a name of estimate/hardware.lua or a table like those; without it no times
 --   overlap    computing and moving at once (false: one after the other)
@@ -69,7 +70,10 @@ function estimate.plan(opts)
   if not BYTES[precision] then status.argument("estimate: precision is f32 or bf16, not '%s'", tostring(precision)) end
   local context = { mesh = layout.new(opts.mesh), model = description.model(opts.model), precision = precision,
     batch = description.batch(opts.batch), bytes = BYTES[precision], recompute = opts.recompute, overlap = opts.overlap }
-  context.mesh.masters = opts.masters ~= false
+  if opts.moments and not BYTES[opts.moments] then
+    status.argument("estimate: moments are f32 or bf16, not '%s'", tostring(opts.moments))
+  end
+  context.mesh.masters, context.mesh.moment = opts.masters ~= false, BYTES[opts.moments or 'f32']
   local on = machine(opts.hardware)
   context.on_host = context.mesh.on_host or on and on.devices or context.mesh.ranks
   if context.model.experts > 1 then context.routing = exchange.routing(context.model, context.mesh.ep) end

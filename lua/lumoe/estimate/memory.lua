@@ -1,6 +1,7 @@
 --- Bytes of a rank by purpose, as lumoe.memory books them: what stays, and the peak of a step.
 --
--- What stays: parameters, optimizer state (AdamW's m and v in f32, and an f32 master of every bf16 parameter, unless there are none).
+-- What stays: parameters, optimizer state (AdamW's m and v in f32 or bf16, and an f32 master of every bf16
+-- parameter, unless there are none).
 -- ZeRO keeps a rank's chunk of them, ceil(n / replicas) elements of each parameter; offloading moves chunks to
 -- the second tier, and here only what is in hand remains. The peak is looked for along the step: forward, the
 -- backward unit by unit, as gradients come and leave and what the tape held goes, and the update.

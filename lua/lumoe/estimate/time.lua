@@ -48,7 +48,7 @@ end
 
 --- AdamW reads gradient, m, v, master and writes m, v, master and parameter, of `owned` elements; the norm reads the gradient.
 function time.of_update(owned, context, hardware)
-  local each = 2 * 4 + 2 * 8 + (context.bytes == 2 and context.mesh.masters and 2 * 4 or context.bytes) + context.bytes
+  local each = 2 * 4 + 4 * context.mesh.moment + (context.bytes == 2 and context.mesh.masters and 2 * 4 or context.bytes) + context.bytes
   local bandwidth = context.mesh.offload and hardware.host.bandwidth / hardware.devices or hardware.bandwidth
   return owned * each / bandwidth / reach(hardware, context, 'update').rest
 end

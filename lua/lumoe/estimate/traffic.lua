@@ -55,7 +55,7 @@ local function tier_of(p, mesh, gathers, micro, tier)
   if not mesh.offload then return end
   local master = sharding.has_master(p, mesh)
   local owned = sharding.share(p, mesh, 'optimizer')
-  local both = 4 * micro * owned + (master and 12 or 8) * footprint.of_stream(owned)
+  local both = 4 * micro * owned + (2 * mesh.moment + (master and 4 or 0)) * footprint.of_stream(owned)
   tier.written, tier.read = tier.written + both, tier.read + both
   if mesh.offload == 'parameters' then
     tier.written = tier.written + p.bytes * owned

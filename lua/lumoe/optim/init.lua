@@ -8,6 +8,22 @@
 -- A bf16 parameter has an f32 master beside it, which takes the update and of which it is the rounding. With the option
 -- `masters = false` it has none, which saves 4 bytes an element: it takes the update itself and is rounded up or down at
 -- random, so that small steps count in the mean.
+--
+-- AdamW's m and v take 8 bytes an element, or 4 with `moments = 'bf16'`, for any parameters: rounded at random too, since
+-- to the nearest v would stand still when beta2 = 0.999 changes it by a tenth of a percent and the next bf16 number is
+-- 0.4 to 0.8 away. Bytes an element, kept of a parameter, and moved by its update with its f32 gradient:
+--
+--                                         kept                       moved
+--     f32                                 p 4, m v 8            12     28
+--     f32, moments bf16                   p 4, m v 4             8     20
+--     bf16                                p 2, master 4, m v 8  14     30
+--     bf16, moments bf16                  p 2, master 4, m v 4  10     22
+--     bf16, masters = false               p 2, m v 8            10     24
+--     the same, moments bf16              p 2, m v 4             6     16
+--
+-- This v is the exact one in the mean. In a steady state it strays from it by 4 %, a step by 2 %, for beta2 = 0.999; by
+-- 3 % it strays from its limit anyway, with the noise of independent normal gradients (moments_spec.lua). Rounding at random: Gupta et al. 2015
+-- (arXiv 1502.02551), and of parameters updated in bf16 Zamirai et al. 2020 (arXiv 2010.06192).
 local C = require 'lumoe.ffi'
 local tablex = require 'pl.tablex'
 local handle = require 'lumoe.handle'
@@ -22,12 +38,17 @@ local pointer = handle.pointer
 function optim.clip_scale(norm, max) return norm > max and max / norm or 1 end
 
 --- AdamW (Loshchilov & Hutter 2019). Options: lr = 1e-3, betas = {0.9, 0.999}, eps = 1e-8,
--- weight_decay = 0.01 (on matrices alone; vectors are not decayed), masters = true.
+-- weight_decay = 0.01 (on matrices alone; vectors are not decayed), masters = true, moments = 'f32' (or 'bf16': how m and
+-- v are kept).
 function optim.AdamW(params, opts)
-  opts = tensor.options(opts, { lr = true, betas = true, eps = true, weight_decay = true, masters = true }, 'optim.AdamW')
+  opts = tensor.options(opts, { lr = true, betas = true, eps = true, weight_decay = true, masters = true, moments = true },
+    'optim.AdamW')
+  if opts.moments and opts.moments ~= 'f32' and opts.moments ~= 'bf16' then
+    status.argument("optim.AdamW: moments are 'f32' or 'bf16', not '%s'", tostring(opts.moments))
+  end
   local betas = opts.betas or { 0.9, 0.999 }
   local eps, decay = opts.eps or 1e-8, opts.weight_decay or 0.01
-  return optimizer.new('AdamW', params, { lr = opts.lr or 1e-3, masters = opts.masters },
+  return optimizer.new('AdamW', params, { lr = opts.lr or 1e-3, masters = opts.masters, moments = opts.moments },
     function(p) return { m = p:shape_table(), v = p:shape_table() } end,
     function(self, part, state, master, lr, scale, p, rounding)
       return C.lm_optim_adamw(part, master, pointer(state.m), pointer(state.v), lr, betas[1], betas[2], eps,

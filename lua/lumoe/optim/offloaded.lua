@@ -1,6 +1,6 @@
 --- The part of an optimizer whose state lies in a tier: which slots of which parameters, and one step of them.
 -- Parameters of one precision share a stream (optim/stream.lua): bf16 ones have a master there (unless the optimizer
--- makes none), f32 ones none.
+-- makes none), f32 ones none. Masters are f32, the other slots of the dtype that the optimizer says.
 local C = require 'lumoe.ffi'
 local autograd = require 'lumoe.autograd'
 local handle = require 'lumoe.handle'
@@ -15,11 +15,11 @@ local Tier = require 'lumoe.dist.tier'
 local Offloaded = {}
 Offloaded.__index = Offloaded
 
-local function slot_names(item)
-  local names = {}
-  for name in pairs(item.slots) do names[#names + 1] = name end
-  if item.master then names[#names + 1] = 'master' end
-  return names
+local function slots_of(item)
+  local slots = {}
+  for name in pairs(item.slots) do slots[name] = item.dtype end
+  if item.master then slots.master = 'f32' end
+  return slots
 end
 
 -- A piece of the part that this rank updates, wherever it is.
@@ -49,7 +49,7 @@ local function enter(self, item)
   local key = table.concat({ tostring(tier), dtype, where.bucket or '' }, ' ')
   local stream = self.streams[key]
   if not stream then
-    stream = Stream.new(tier, slot_names(item), where.bucket)
+    stream = Stream.new(tier, slots_of(item), where.bucket)
     self.streams[key], self.streams[#self.streams + 1] = stream, stream
   end
   local entry = stream:add(item.part:numel())
@@ -58,8 +58,8 @@ local function enter(self, item)
   self.entries[p.name] = entry
 end
 
---- items: { param = entry of named_parameters(), part = what of it this rank updates, slots = name -> shape, master =
--- whether it has one }: state that is one number for each element. It starts as zeros, masters as the parameters are.
+--- items: { param = entry of named_parameters(), part = what of it this rank updates, slots = name -> shape, dtype = of
+-- those, master = whether it has one }: state that is one number for each element. It starts as zeros, masters as the parameters are.
 function Offloaded.new(optimizer, items)
   local self = setmetatable({ optimizer = optimizer, streams = {}, entries = {}, open_tier = Tier.opener() }, Offloaded)
   for _, item in ipairs(items) do enter(self, item) end
@@ -96,16 +96,16 @@ function Offloaded:step(lr, scale)
   for _, stream in ipairs(self.streams) do update(stream, self.optimizer, lr, scale) end
 end
 
---- Names of a parameter's slots, sorted; nil when its state is in memory.
+--- Names of a parameter's slots, sorted, and the dtype of each; nil when its state is in memory.
 function Offloaded:slots(name)
   local entry = self.entries[name]
-  return entry and entry.stream.slots
+  if entry then return entry.stream.slots, entry.stream.dtype end
 end
 
 --- A copy of a slot of the part that this rank updates, in its shape; and the way back.
 function Offloaded:read(name, slot)
   local entry = self.entries[name]
-  local t = tensor.empty(entry.part:shape_table())
+  local t = tensor.empty(entry.part:shape_table(), { dtype = entry.stream.dtype[slot] })
   entry.stream.tier:wait(entry.stream:read(slot, entry, t))
   return t
 end
@@ -114,7 +114,7 @@ function Offloaded:write(name, slot, t)
   if t:numel() ~= entry.count then
     status.argument("optimizer: '%s' of '%s' has %d elements here, not %s", slot, name, entry.count, tensor.describe(t))
   end
-  entry.stream.tier:wait(entry.stream:write(slot, entry, t:float():contiguous()))
+  entry.stream.tier:wait(entry.stream:write(slot, entry, t:to(entry.stream.dtype[slot]):contiguous()))
 end
 
 return Offloaded

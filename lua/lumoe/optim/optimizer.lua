@@ -51,11 +51,14 @@ end
 -- Whether a part has a master beside it.
 local function has_master(self, part) return part.dtype == 'bf16' and self.opts.masters ~= false end
 
+-- What its state, but for a master, is kept in.
+local function dtype_of_state(self) return self.opts.moments or 'f32' end
+
 -- State that is in memory, for one part.
 local function in_memory(self, part, slots)
   local state = {}
   for name, shape in pairs(slots) do
-    state[name] = booked(function() return tensor.zeros(shape) end)
+    state[name] = booked(function() return tensor.zeros(shape, { dtype = dtype_of_state(self) }) end)
   end
   if has_master(self, part) then
     state.master = booked(function()
@@ -80,7 +83,8 @@ function optimizer.new(kind, params, opts, slots, update, whole)
     local part = part_of(kind, p, whole)
     local shapes = slots(part)
     self.parts[p.name] = part
-    if placement.mesh(p).offload then away[#away + 1] = { param = p, part = part, slots = shapes, master = has_master(self, part) }
+    if placement.mesh(p).offload then
+      away[#away + 1] = { param = p, part = part, slots = shapes, dtype = dtype_of_state(self), master = has_master(self, part) }
     else self.state[p.name] = in_memory(self, part, shapes) end
   end
   self.offloaded = offloaded.new(self, away)
@@ -93,10 +97,12 @@ local function publish(self)
   status.check(C.lm_shard_settle())
 end
 
---- How elements of a bf16 parameter without a master are rounded in this step, from element `first` on of the part that
--- this rank updates; nil when it has one. Keyed by the parameter's name, the step and the element's place in the whole.
+--- How elements of a bf16 parameter without a master, and bf16 moments, are rounded in this step, from element `first` on
+-- of the part that this rank updates; nil when nothing is rounded at random. Keyed by the parameter's name, the step and
+-- the element's place in the whole.
 function Optimizer:rounding(p, first)
-  if self.opts.masters ~= false or self.parts[p.name].dtype ~= 'bf16' then return nil end
+  local part = self.parts[p.name]
+  if dtype_of_state(self) == 'f32' and (part.dtype ~= 'bf16' or has_master(self, part)) then return nil end
   local r = self.roundings[p.name]
   if not r then
     r = { struct = ffi.new 'lm_rounding', site = 'optimizer ' .. p.name }

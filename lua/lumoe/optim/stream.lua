@@ -15,24 +15,29 @@ local autograd = require 'lumoe.autograd'
 local tensor = require 'lumoe.tensor'
 
 local GRAIN = 1024 -- elements that a kernel takes at a time: who starts at a multiple is cut where it would be in memory
-local F32 = 4
 local SIZE = { f32 = 4, bf16 = 2 }
 local WINDOWS = 3
 
 ---@class lumoe.Stream
----@field slots string[]   in the order of their names
----@field bucket integer   elements
+---@field slots string[]               in the order of their names
+---@field dtype table<string, string>  of each
+---@field bucket integer               elements
 local Stream = {}
 Stream.__index = Stream
 
---- bucket: bytes of one window, all slots and the gradient together; 2 MiB.
+--- slots: name -> dtype; bucket: bytes of one window, all slots and the gradient together; 2 MiB.
 ---@param tier lumoe.Tier
----@param slots string[]
+---@param slots table<string, string>
 ---@param bucket integer?
 function Stream.new(tier, slots, bucket)
-  table.sort(slots)
-  local elements = math.floor((bucket or 2 ^ 21) / (F32 * (#slots + 1)) / GRAIN) * GRAIN
-  return setmetatable({ tier = tier, slots = slots, bucket = math.max(elements, GRAIN), elements = 0, entries = {} }, Stream)
+  local names, each = {}, SIZE.f32 -- the gradient
+  for name, dtype in pairs(slots) do
+    names[#names + 1], each = name, each + SIZE[dtype]
+  end
+  table.sort(names)
+  local elements = math.floor((bucket or 2 ^ 21) / each / GRAIN) * GRAIN
+  return setmetatable({ tier = tier, slots = names, dtype = slots, bucket = math.max(elements, GRAIN), elements = 0,
+    entries = {} }, Stream)
 end
 
 ---@class lumoe.StreamEntry
@@ -53,16 +58,19 @@ end
 
 --- Reserves the space. What is not written there is 0.
 function Stream:reserve()
-  local rows = F32 * self.elements
   self.base = {}
-  local at = self.tier:reserve(rows * #self.slots)
-  for i, slot in ipairs(self.slots) do self.base[slot] = at + (i - 1) * rows end
+  local bytes = 0
+  for _, slot in ipairs(self.slots) do
+    self.base[slot], bytes = bytes, bytes + SIZE[self.dtype[slot]] * self.elements
+  end
+  local at = self.tier:reserve(bytes)
+  for slot, base in pairs(self.base) do self.base[slot] = at + base end
   return self
 end
 
-local function place(self, slot, element) return self.base[slot] + F32 * element end
+local function place(self, slot, element) return self.base[slot] + SIZE[self.dtype[slot]] * element end
 
---- Begins to write, or read, elements of an entry's slot, from `first` on: a contiguous f32 tensor.
+--- Begins to write, or read, elements of an entry's slot, from `first` on: a contiguous tensor of the slot's dtype.
 -- Returns the number to wait for.
 function Stream:write(slot, entry, t, first) return self.tier:write(place(self, slot, entry.first + (first or 0)), t) end
 function Stream:read(slot, entry, t, first) return self.tier:read(place(self, slot, entry.first + (first or 0)), t) end
@@ -111,7 +119,7 @@ local function windows_for(self, list)
       if part.entry.parameter then has.parameter = part.entry.dtype end
     end
   end
-  for _, slot in ipairs(self.slots) do has[slot] = 'f32' end
+  for _, slot in ipairs(self.slots) do has[slot] = self.dtype[slot] end
   local windows = {}
   for i = 1, math.min(WINDOWS, #list) do
     windows[i] = {}
@@ -179,7 +187,7 @@ local function run(self, list, step)
 end
 
 --- Calls step(entry, first, count, state) for all elements of the entries that are `due(entry)`, piece by
--- piece; what it changes in state[slot], f32 [count], and in state.parameter, is written back. All of a
+-- piece; what it changes in state[slot], [count], and in state.parameter, is written back. All of a
 -- stream's offloaded parameters are of one dtype.
 function Stream:update(due, step)
   autograd.scope(autograd.no_grad, function()

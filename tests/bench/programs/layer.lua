@@ -1,5 +1,6 @@
 --- One MoE layer of ours: forward, backward, AdamW. The job: dim, hidden, experts, top_k, tokens, activation, dtype, capacity
--- (a factor, with Random Token Selection; nil: dropless), ids (routing.lua), masters (f32, of bf16), without_update (no optimizer).
+-- (a factor, with Random Token Selection; nil: dropless), ids (routing.lua), masters (f32, of bf16), moments (AdamW's: f32 or bf16),
+-- without_update (no optimizer).
 local lumoe = require 'lumoe'
 local fixed = require 'tests.bench.programs.fixed'
 local serve = require 'tests.bench.programs.serve'
@@ -15,7 +16,8 @@ serve(function(job)
   layer:initialize()
   if job.dtype == 'bf16' then layer:to 'bf16' end
   layer:train()
-  local optimizer = not job.without_update and optim.AdamW(layer:named_parameters(), { lr = 1e-4, masters = job.masters })
+  local optimizer = not job.without_update
+    and optim.AdamW(layer:named_parameters(), { lr = 1e-4, masters = job.masters, moments = job.moments })
   local x = lumoe.randn({ job.tokens, job.dim }, { dtype = job.dtype })
   local gradient = lumoe.randn({ job.tokens, job.dim }, { dtype = job.dtype })
   x.requires_grad = true -- in a network the layers below want it

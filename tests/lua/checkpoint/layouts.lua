@@ -1,6 +1,6 @@
 --- layouts.lua LAYOUT FROM STEPS SAVE OUT: trains a small language model under a layout, as layouts_spec asks.
 --
---   LAYOUT  tp=2,ep=2,etp=1,zero=1/2,offload=optimizer,precision=bf16; what is left out is 1, 0, none, f32
+--   LAYOUT  tp=2,ep=2,etp=1,zero=1/2,offload=optimizer,precision=bf16,moments=bf16; what is left out is 1, 0, none, f32, f32
 --   FROM    a checkpoint to go on from, or '-'
 --   STEPS   as 1-3: what is trained, the numbers being those of the unbroken run
 --   SAVE    where a checkpoint is saved, or '-'; before the steps when there is FROM, after them else
@@ -27,7 +27,7 @@ local model = LanguageModel(OPTS, mesh, {}):initialize()
 model:to(layout.precision or 'f32')
 for _, p in ipairs(model:named_parameters()) do p.spec.mesh = p.spec.mesh or mesh end
 dist.shard(model)
-local optimizer = optim.AdamW(model:named_parameters(), { lr = 3e-3 })
+local optimizer = optim.AdamW(model:named_parameters(), { lr = 3e-3, moments = layout.moments })
 
 local function rows(value, at, count)
   if lumoe.is_tensor(value) then return value:narrow(0, at, count) end

@@ -13,6 +13,8 @@ local LAYOUTS = {
   gone3 = { 4, 'tp=2,etp=2,zero=3/3,offload=parameters' }, half3 = { 3, 'zero=3/3,precision=bf16' },
   half_gone = { 2, 'offload=parameters,precision=bf16' },
   half = { 2, 'ep=2,precision=bf16' }, half_tp = { 4, 'tp=2,etp=2,precision=bf16' },
+  half_moments = { 2, 'ep=2,zero=1/1,precision=bf16,moments=bf16' },
+  half_moments_tp = { 4, 'tp=2,etp=2,offload=optimizer,precision=bf16,moments=bf16' },
 }
 
 -- Saved under the first, loaded under the second.
@@ -22,6 +24,7 @@ local PAIRS = {
   { 'one', 'zero3' }, { 'zero1', 'dp' }, { 'zero2', 'zero1' }, { 'zero3', 'zero2' }, { 'zeros', 'all' }, { 'zero_away', 'three' },
   { 'zero2', 'zero_away' }, { 'gone', 'zero3' }, { 'gone3', 'gone' }, { 'all', 'gone3' }, { 'half', 'half3' },
   { 'half3', 'half_tp' }, { 'half_tp', 'half_gone' }, { 'half_gone', 'half' },
+  { 'half_moments', 'half_moments_tp' }, { 'half_moments_tp', 'half_moments' },
 }
 
 local SAVED, LAST = 3, 13

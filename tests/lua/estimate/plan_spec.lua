@@ -88,6 +88,30 @@ describe('estimate', function()
     assert.equal(plan(big).memory.peak.total, plan(big, nil, { masters = false }).memory.peak.total) -- f32 has none
   end)
 
+  it('halves bf16 moments, in memory, in the tier and on the way there', function()
+    local big, on = { dim = 256, hidden = 1024, vocab = 1000 }, estimate.hardware['a100-40']
+    local n = plan(big).parameters.total
+    for _, precision in ipairs { 'f32', 'bf16' } do
+      for _, offload in ipairs { false, 'optimizer', 'parameters' } do
+        local mesh = { ranks = 1, offload = offload or nil }
+        local wide = plan(big, mesh, { precision = precision, masters = false, hardware = on })
+        local narrow = plan(big, mesh, { precision = precision, masters = false, hardware = on, moments = 'bf16' })
+        local where = offload and 'tier' or 'peak'
+        assert.near(4 * n, wide.memory[where].optimizer - narrow.memory[where].optimizer, 0.02 * n)
+        for _, moved in ipairs { 'read', 'written' } do
+          assert.near(offload and 4 * n or 0, wide.tier[moved] - narrow.tier[moved], 0.05 * n)
+        end
+        -- norm and update: gradient twice, m and v read and written, the parameter read and written
+        local own = precision == 'f32' and 8 or 4
+        assert.near((8 + 8 + own) / (8 + 16 + own), narrow.time.parts.update / wide.time.parts.update, 1e-9)
+      end
+    end
+    local away = plan(big, { ranks = 1, offload = 'parameters' }, { precision = 'bf16', moments = 'bf16' })
+    local each = math.floor(2 ^ 21 / 12 / 1024) * 1024 -- a gradient, a master, two moments
+    assert.near(3 * 14 * each, away.memory.peak.optimizer, 3 * 5 * 4096)
+    assert.error_matches(function() plan(big, nil, { moments = 'f16' }) end, "estimate: moments are f32 or bf16, not 'f16'")
+  end)
+
   it('takes what parts reach of the roofline from the hardware', function()
     local on = with(estimate.hardware['a100-40'], { efficiency = 1 })
     local whole = plan(nil, nil, { hardware = on }).time

@@ -31,6 +31,8 @@ end
 local CASES = {
   { 'AdamW', { lr = 0.03, weight_decay = 0.1 } },
   { 'AdamW', { lr = 0.03, masters = false } },
+  { 'AdamW', { lr = 0.03, moments = 'bf16' } },
+  { 'AdamW', { lr = 0.03, masters = false, moments = 'bf16' } },
   { 'SGD', { lr = 0.05 } },
   { 'SGD', { lr = 0.05, momentum = 0.9, weight_decay = 0.1, nesterov = true } },
 }
@@ -47,7 +49,7 @@ describe('optimizer state in a tier', function()
   for _, case in ipairs(CASES) do
     for _, dtype in ipairs { 'f32', 'bf16' } do
       for _, bucket in ipairs { 1, 40000, 2 ^ 21 } do -- 1: the smallest there can be
-        local what = case[1] .. (case[2].masters == false and ' without masters' or '')
+        local what = case[1] .. (case[2].masters == false and ' without masters' or '') .. (case[2].moments and ', bf16 moments' or '')
         it(('gives the very bits of %s in memory: %s, buckets of %d bytes'):format(what, dtype, bucket), function()
           folder.with(function(dir)
             local here, away = Parts():to(dtype), Parts(offload(dir, bucket)):to(dtype)
@@ -105,12 +107,31 @@ describe('optimizer state in a tier', function()
     end)
   end)
 
+  it('takes half the space for bf16 moments', function()
+    folder.with(function(dir)
+      local model = Parts(offload(dir)):to 'bf16'
+      local opt = optim.AdamW(model:named_parameters(), { moments = 'bf16' })
+      local reserved = 0
+      for _, stream in ipairs(opt.offloaded.streams) do
+        reserved = reserved + (stream.dtype.master and 8 or 4) * stream.elements
+      end
+      assert.equal(reserved, opt.offloaded.streams[1].tier:bytes().reserved)
+      opt.offloaded:write('c', 'm', lumoe.full({ 2, 5, 700 }, 3))
+      opt.offloaded:write('c', 'v', lumoe.full({ 2, 5, 700 }, 2))
+      assert.equal('bf16', opt.offloaded:read('c', 'm').dtype)
+      assert.equal(21000, opt.offloaded:read('c', 'm'):float():sum():item())
+      assert.equal(14000, opt.offloaded:read('c', 'v'):float():sum():item())
+      assert.equal(0, opt.offloaded:read('a', 'm'):float():sum():item())
+      assert.is_true(bits(model.c) == bits(opt.offloaded:read('c', 'master')))
+    end)
+  end)
+
   it('can be read and written by name', function()
     folder.with(function(dir)
       local model = Parts(offload(dir)):to 'bf16'
       local opt = optim.AdamW(model:named_parameters(), {})
-      assert.same({ 'm', 'master', 'v' }, opt.offloaded:slots 'c')
-      assert.same({ 'm', 'v' }, opt.offloaded:slots 'e') -- vectors stay f32
+      assert.same({ 'm', 'master', 'v' }, (opt.offloaded:slots 'c'))
+      assert.same({ 'm', 'v' }, (opt.offloaded:slots 'e')) -- vectors stay f32
       assert.is_true(bits(model.c) == bits(opt.offloaded:read('c', 'master')))
       opt.offloaded:write('c', 'm', lumoe.full({ 2, 5, 700 }, 3))
       assert.equal(21000, opt.offloaded:read('c', 'm'):sum():item())
@@ -132,7 +153,7 @@ describe('optimizer state in a tier', function()
 
   it('leaves the windows alone until the tier is done with them, also after an error', function()
     folder.with(function(dir)
-      local stream = Stream.new(Tier.open(dir), { 'm' }, 1)
+      local stream = Stream.new(Tier.open(dir), { m = 'f32' }, 1)
       local entry = stream:add(5000)
       stream:reserve()
       local before = lumoe.memory().live.total
