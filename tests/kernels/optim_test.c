@@ -106,8 +106,26 @@ static void dither_case(int64_t n, const lm_dither *d, uint16_t *out) {
     free(p), free(before), free(x), free(m), free(v), free(g);
 }
 
-/* bf16 moments: what they, and p, would be in f32, rounded by the two halves of the word that
- * the element's number in the whole has. Betas and decay of 1 - 2^-10 are exact on ones. */
+enum { OF_M = 14849, OF_V = 40193 }; /* times these an element's bits round m and v */
+
+/* Of all that 16 bits can be, how many round both of two numbers down is what it would be with
+ * bits of their own for each. */
+static void lattice_case(uint32_t one, uint32_t other) {
+    enum { SIDE = 256 };
+    static int below[SIDE + 1][SIDE + 1]; /* points in cells before this one, in both dims */
+    memset(below, 0, sizeof below);
+    for (uint32_t u = 0; u < 65536; u++)
+        below[1 + (u * one & 0xffff) / SIDE][1 + (u * other & 0xffff) / SIDE]++;
+    for (int i = 1; i <= SIDE; i++)
+        for (int j = 1; j <= SIDE; j++) {
+            below[i][j] += below[i - 1][j] + below[i][j - 1] - below[i - 1][j - 1];
+            near(below[i][j] / 65536.0, i * j / 65536.0, 1e-4);
+        }
+}
+
+/* bf16 moments: what they, and p, would be in f32, rounded by the 16 bits that the element's
+ * number in the whole has, times 1 and two odd numbers. Betas and decay of 1 - 2^-10 are exact
+ * on ones. */
 static void moments_case(int64_t n, const lm_dither *d, int alone, int g_dtype) {
     const double beta = 1 - 1.0 / 1024;
     uint16_t *p = array(LM_BF16, n), *m = array(LM_BF16, n), *v = array(LM_BF16, n);
@@ -124,11 +142,12 @@ static void moments_case(int64_t n, const lm_dither *d, int alone, int g_dtype) 
         for (int64_t i = 0; i < n; i++) {
             int64_t e = d->first + i;
             if (d->blocks) e = d->blocks[e / d->unit] * d->unit + e % d->unit;
-            uint32_t word = lm_philox_at(d->seed, d->stream, (uint64_t)e), exact = 0x3f7fc000u;
-            uint32_t of_v = (exact + (word >> 16)) >> 16,
-                     of_p = (exact + (word & 0xffff)) >> 16;
+            uint32_t word = lm_philox_at(d->seed, d->stream, (uint64_t)(e / 2));
+            uint32_t bits = word >> 16 * (e % 2) & 0xffff, exact = 0x3f7fc000u;
+            uint32_t of_m = (exact + (bits * OF_M & 0xffff)) >> 16,
+                     of_v = (exact + (bits * OF_V & 0xffff)) >> 16, of_p = (exact + bits) >> 16;
             near(v[i], pass ? 0 : of_v, 0);
-            near(m[i], pass ? 0 : of_v | (i % 2 ? 0x8000u : 0), 0);
+            near(m[i], pass ? 0 : of_m | (i % 2 ? 0x8000u : 0), 0);
             near(p[i], pass == 0 ? 0x3f80 : alone ? of_p : lm_f32_to_bf16((float)beta), 0);
             if (!alone) near((double)x[i], pass ? beta : 1, 0);
         }
@@ -276,5 +295,6 @@ TEST(test_optim) {
     }
     adafactor_threads(300, 217), adafactor_threads(3, 40000), adafactor_threads(50001, 0);
     dither_cases();
+    lattice_case(1, OF_M), lattice_case(1, OF_V), lattice_case(OF_M, OF_V);
     moments_cases();
 }
