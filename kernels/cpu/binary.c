@@ -215,8 +215,8 @@ static void run(const plan *p, loop_fn *loop, int dtype, int out_dtype, void *ou
     int64_t tasks = p->total / p->inner * p->pieces;
 #pragma omp parallel num_threads(lm__threads(p->total))
     {
-        int64_t abuf[LM_CHUNK], bbuf[LM_CHUNK];
-        float obuf[LM_CHUNK];
+        LM_BUFFER int64_t abuf[LM_CHUNK], bbuf[LM_CHUNK];
+        LM_BUFFER float obuf[LM_CHUNK];
         int64_t task, last;
         cursor c;
         lm__share(tasks, &task, &last);
@@ -279,8 +279,9 @@ static void scalar_run(loop_fn *loop, int dtype, int out_dtype, int64_t n, void 
     int squares = loop == pow_f32 && s == 2.0 && !reversed;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        int64_t buf[LM_CHUNK], len = lm__min(LM_CHUNK, n - at);
-        float obuf[LM_CHUNK];
+        LM_BUFFER int64_t buf[LM_CHUNK];
+        LM_BUFFER float obuf[LM_CHUNK];
+        int64_t len = lm__min(LM_CHUNK, n - at);
         int unit;
         const void *pa = operand(dtype, a, at, 1, len, buf, &unit);
         void *po = out_dtype == LM_BF16 ? (void *)obuf
@@ -369,7 +370,7 @@ int lm_cpu_axpy(int64_t n, double alpha, void *y, int y_dtype, const void *x, in
     if (!lm__is_float(y_dtype) || !lm__is_float(x_dtype)) return LM_KERNEL_EDTYPE;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float ybuf[LM_CHUNK], xbuf[LM_CHUNK], out[LM_CHUNK];
+        LM_BUFFER float ybuf[LM_CHUNK], xbuf[LM_CHUNK], out[LM_CHUNK];
         int64_t len = lm__min(LM_CHUNK, n - at);
         axpy_row(lm__open(y_dtype, y, at, out), lm__load(y_dtype, y, at, len, ybuf),
                  lm__load(x_dtype, x, at, len, xbuf), (float)alpha, len);

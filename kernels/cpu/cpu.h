@@ -22,6 +22,9 @@
 #define LM_CLONES
 #endif
 
+/* before a buffer on the stack: a vector there lies in one cache line */
+#define LM_BUFFER _Alignas(64)
+
 #define LM_INLINE static inline __attribute__((always_inline))
 
 enum {

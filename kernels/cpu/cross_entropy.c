@@ -18,7 +18,7 @@ LM_CLONES static float chunk_max(const float *x, int64_t n) {
 LM_CLONES static float chunk_exp_sum(const float *x, float shift, int64_t n) {
     float s = 0;
 #pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; i++) s += lm__exp(x[i] - shift);
+    for (int64_t i = 0; i < n; i++) s += lm__exp_falling(x[i] - shift);
     return s;
 }
 
@@ -32,7 +32,7 @@ LM_CLONES static float chunk_sum(const float *x, int64_t n) {
 LM_CLONES static void backward_chunk(float *dx, const float *x, float lse, float p_scale,
                                      float flat, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) dx[i] = lm__exp(x[i] - lse) * p_scale - flat;
+    for (int64_t i = 0; i < n; i++) dx[i] = lm__exp_falling(x[i] - lse) * p_scale - flat;
 }
 
 /* Asks for the next chunk while this one is summed. */
@@ -43,7 +43,7 @@ static void fetch(int dtype, const void *x, int64_t at, int64_t n) {
 
 /* log sum exp of row r; *sum is that of x when asked for */
 static double row_lse(int dtype, const void *x, int64_t r, int64_t n, double *sum) {
-    float buf[LM_CHUNK];
+    LM_BUFFER float buf[LM_CHUNK];
     double max = -INFINITY, total = 0;
     for (int64_t i = 0; i < n; i += LM_CHUNK) {
         int64_t len = lm__min(LM_CHUNK, n - i);
@@ -122,7 +122,7 @@ int lm_cpu_cross_entropy_bwd(int dtype, int64_t rows, int64_t n, void *dlogits,
         float flat = scale * (float)(smoothing / (double)classes);
         int64_t here = t - first;
         for (int64_t i = 0; i < n; i += LM_CHUNK) {
-            float in[LM_CHUNK], out[LM_CHUNK];
+            LM_BUFFER float in[LM_CHUNK], out[LM_CHUNK];
             int64_t len = lm__min(LM_CHUNK, n - i), at = r * n + i;
             float *d = lm__open(dtype, dlogits, at, out);
             if (t == ignore) /* whatever the logits are, inf and NaN too */

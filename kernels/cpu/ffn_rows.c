@@ -23,7 +23,7 @@
     }
 
 ACTIVATION(relu, g<0.0f ? 0.0f : g, g> 0.0f ? 1.0f : 0.0f)
-ACTIVATION(gelu, g *lm__normal_cdf(g), lm__gelu_slope(g))
+ACTIVATION(gelu, lm__gelu(g), lm__gelu_slope(g))
 ACTIVATION(gelu_tanh, 0.5f * g * (1.0f + lm__tanh(lm__gelu_tanh_inner(g))),
            lm__gelu_tanh_slope(g))
 ACTIVATION(silu, g *lm__sigmoid(g), lm__silu_slope(g))

@@ -30,6 +30,35 @@ int lm_cpu_gather_rows(int dtype, int64_t count, int64_t n, int64_t rows, void *
     return LM_KERNEL_OK;
 }
 
+/* m elements of `bytes` from a row of them; the common sizes without a call for each */
+static void pick(char *out, const char *x, size_t bytes, int64_t m, int id_dtype,
+                 const void *ids) {
+    if (bytes == 4)
+        for (int64_t i = 0; i < m; i++)
+            ((uint32_t *)(void *)out)[i] =
+                ((const uint32_t *)(const void *)x)[lm__id(id_dtype, ids, i)];
+    else if (bytes == 2)
+        for (int64_t i = 0; i < m; i++)
+            ((uint16_t *)(void *)out)[i] =
+                ((const uint16_t *)(const void *)x)[lm__id(id_dtype, ids, i)];
+    else
+        for (int64_t i = 0; i < m; i++)
+            memcpy(out + (size_t)i * bytes, x + (size_t)lm__id(id_dtype, ids, i) * bytes,
+                   bytes);
+}
+
+int lm_cpu_index_select(int dtype, int64_t outer, int64_t n, int64_t inner, int64_t m,
+                        void *out, const void *x, int id_dtype, const void *ids, int64_t *bad) {
+    *bad = outside(id_dtype, ids, m, 0, n);
+    if (*bad >= 0) return LM_KERNEL_EARG;
+    size_t bytes = (size_t)inner * lm__size(dtype);
+#pragma omp parallel for schedule(static) num_threads(lm__threads(outer *m *inner))
+    for (int64_t o = 0; o < outer; o++)
+        pick((char *)out + (size_t)(o * m) * bytes, (const char *)x + (size_t)(o * n) * bytes,
+             bytes, m, id_dtype, ids);
+    return LM_KERNEL_OK;
+}
+
 LM_CLONES static void add_row(float *y, const float *x, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) y[i] += x[i];
@@ -61,7 +90,7 @@ int lm_cpu_scatter_add_rows(int dtype, int64_t count, int64_t n, int64_t rows, f
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
-        float buf[LM_CHUNK];
+        LM_BUFFER float buf[LM_CHUNK];
         lm__share(slices, &first, &last);
         first *= NARROWEST;
         last = lm__min(n, last * NARROWEST);
@@ -121,7 +150,7 @@ int lm_cpu_combine_fwd(int dtype, int64_t tokens, int64_t slots, int64_t dim, vo
 #pragma omp parallel for schedule(static) num_threads(lm__threads(tokens *slots *dim))
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t j = 0; j < dim; j += LM_CHUNK) {
-            float in[LM_CHUNK], out[LM_CHUNK];
+            LM_BUFFER float in[LM_CHUNK], out[LM_CHUNK];
             int64_t len = lm__min(LM_CHUNK, dim - j);
             float *sum = lm__open(dtype, y, t * dim + j, out);
             memset(sum, 0, (size_t)len * sizeof *sum);
@@ -146,7 +175,7 @@ int lm_cpu_combine_bwd(int dtype, int64_t tokens, int64_t slots, int64_t dim, vo
             int64_t row = inv[t * slots + s];
             float dot = 0, by = weights ? weights[t * slots + s] : 1.0f;
             for (int64_t j = 0; j < dim && row >= 0; j += LM_CHUNK) {
-                float g[LM_CHUNK], in[LM_CHUNK], out[LM_CHUNK];
+                LM_BUFFER float g[LM_CHUNK], in[LM_CHUNK], out[LM_CHUNK];
                 int64_t len = lm__min(LM_CHUNK, dim - j), at = row * dim + j;
                 const float *d = lm__load(dtype, dy, t * dim + j, len, g);
                 if (dx) {

@@ -40,7 +40,7 @@ static double merge(int op, double a, double x) {
 
 /* n contiguous elements from `at` on, n at most LM_BLOCK */
 static double block(fold_fn *fold, int op, int dtype, const void *x, int64_t at, int64_t n) {
-    float acc[LANES], buf[LM_CHUNK];
+    LM_BUFFER float acc[LANES], buf[LM_CHUNK];
     int64_t lanes = lm__min(LANES, n);
     for (int64_t j = 0; j < lanes; j++) acc[j] = identity(op);
     for (int64_t i = 0; i < n; i += LM_CHUNK) {
@@ -106,7 +106,8 @@ static int reduce_columns(int op, int dtype, int64_t outer, int64_t n, int64_t i
 #pragma omp parallel for schedule(static) num_threads(lm__threads(outer *n *inner))
     for (int64_t t = 0; t < outer * blocks; t++) {
         int64_t first = t % blocks * ROWS, rows = lm__min(ROWS, n - first);
-        float *acc = part + t * inner, buf[LM_CHUNK];
+        float *acc = part + t * inner;
+        LM_BUFFER float buf[LM_CHUNK];
         for (int64_t j = 0; j < inner; j++) acc[j] = identity(op);
         int64_t at = (t / blocks * n + first) * inner;
         if (dtype == LM_F32) {
@@ -183,7 +184,8 @@ static int64_t arg_float(int op, int dtype, const void *x, int64_t at, int64_t n
 
 /* a contiguous row: its extreme first, at the speed of memory, then where that stands */
 static int64_t arg_row(int op, int dtype, const void *x, int64_t at, int64_t n) {
-    float best = (float)long_row(fold_of(op), op, dtype, x, at, n), buf[LM_CHUNK];
+    float best = (float)long_row(fold_of(op), op, dtype, x, at, n);
+    LM_BUFFER float buf[LM_CHUNK];
     for (int64_t i = 0; i < n; i += LM_CHUNK) {
         int64_t len = lm__min(LM_CHUNK, n - i);
         const float *v = lm__load(dtype, x, at + i, len, buf);
@@ -281,7 +283,7 @@ int lm_cpu_check_finite(int dtype, int64_t n, const void *x, int *finite) {
     uint32_t bad = 0;
 #pragma omp parallel for schedule(static) reduction(| : bad) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float buf[LM_CHUNK];
+        LM_BUFFER float buf[LM_CHUNK];
         int64_t len = lm__min(LM_CHUNK, n - at);
         bad |= not_finite(lm__load(dtype, x, at, len, buf), len);
     }

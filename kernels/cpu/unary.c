@@ -36,7 +36,7 @@ UNARY(sqrt, sqrtf(x), 0.5f / v)
 UNARY(rsqrt, 1.0f / sqrtf(x), -0.5f * v * v * v)
 UNARY(abs, fabsf(x), (v > 0.0f ? 1.0f : v < 0.0f ? -1.0f : v))
 UNARY(relu, x<0.0f ? 0.0f : x, v> 0.0f ? 1.0f : 0.0f)
-UNARY(gelu, x *lm__normal_cdf(x), lm__gelu_slope(v))
+UNARY(gelu, lm__gelu(x), lm__gelu_slope(v))
 UNARY(gelu_tanh, 0.5f * x * (1.0f + lm__tanh(lm__gelu_tanh_inner(x))), lm__gelu_tanh_slope(v))
 UNARY(silu, x *lm__sigmoid(x), lm__silu_slope(v))
 UNARY(tanh, lm__tanh(x), 1.0f - v * v)
@@ -78,7 +78,7 @@ int lm_cpu_unary(int op, int dtype, int64_t n, void *y, const void *x) {
     forward_fn *f = ops[op].forward[dtype];
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float out[LM_CHUNK];
+        LM_BUFFER float out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
         f(lm__open(dtype, y, at, out), lm__element(dtype, x, at), len);
         lm__close(dtype, y, at, len, out);
@@ -93,7 +93,7 @@ int lm_cpu_unary_bwd(int op, int dtype, int64_t n, void *dx, const void *dy, con
     const void *v = ops[op].by_y ? y : x;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float out[LM_CHUNK];
+        LM_BUFFER float out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
         f(lm__open(dtype, dx, at, out), lm__element(dtype, dy, at), lm__element(dtype, v, at),
           len);
@@ -120,7 +120,7 @@ int lm_cpu_clamp(int dtype, int64_t n, void *y, const void *x, double lo, double
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float in[LM_CHUNK], out[LM_CHUNK];
+        LM_BUFFER float in[LM_CHUNK], out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
         clamp_row(lm__open(dtype, y, at, out), lm__load(dtype, x, at, len, in), (float)lo,
                   (float)hi, len);
@@ -134,7 +134,7 @@ int lm_cpu_clamp_bwd(int dtype, int64_t n, void *dx, const void *dy, const void 
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
 #pragma omp parallel for schedule(static) num_threads(lm__threads(n))
     for (int64_t at = 0; at < n; at += LM_CHUNK) {
-        float g[LM_CHUNK], in[LM_CHUNK], out[LM_CHUNK];
+        LM_BUFFER float g[LM_CHUNK], in[LM_CHUNK], out[LM_CHUNK];
         int64_t len = lm__min(n - at, LM_CHUNK);
         clamp_bwd_row(lm__open(dtype, dx, at, out), lm__load(dtype, dy, at, len, g),
                       lm__load(dtype, x, at, len, in), (float)lo, (float)hi, len);
@@ -166,7 +166,7 @@ int lm_cpu_swiglu_fwd(int dtype, int64_t rows, int64_t h, void *y, const void *x
 #pragma omp parallel for schedule(static) num_threads(lm__threads(rows *h))
     for (int64_t r = 0; r < rows; r++)
         for (int64_t at = 0; at < h; at += LM_CHUNK) {
-            float g[LM_CHUNK], u[LM_CHUNK], out[LM_CHUNK];
+            LM_BUFFER float g[LM_CHUNK], u[LM_CHUNK], out[LM_CHUNK];
             int64_t len = lm__min(h - at, LM_CHUNK), gate = r * 2 * h + at;
             swiglu_row(lm__open(dtype, y, r * h + at, out), lm__load(dtype, x, gate, len, g),
                        lm__load(dtype, x, gate + h, len, u), len);
@@ -181,7 +181,7 @@ int lm_cpu_swiglu_bwd(int dtype, int64_t rows, int64_t h, void *dx, const void *
 #pragma omp parallel for schedule(static) num_threads(lm__threads(rows *h))
     for (int64_t r = 0; r < rows; r++)
         for (int64_t at = 0; at < h; at += LM_CHUNK) {
-            float g[LM_CHUNK], u[LM_CHUNK], d[LM_CHUNK], dg[LM_CHUNK], du[LM_CHUNK];
+            LM_BUFFER float g[LM_CHUNK], u[LM_CHUNK], d[LM_CHUNK], dg[LM_CHUNK], du[LM_CHUNK];
             int64_t len = lm__min(h - at, LM_CHUNK), gate = r * 2 * h + at;
             swiglu_bwd_row(lm__open(dtype, dx, gate, dg), lm__open(dtype, dx, gate + h, du),
                            lm__load(dtype, dy, r * h + at, len, d),

@@ -1,6 +1,6 @@
-/* vecmath.h - exp, log, tanh, sigmoid and the normal distribution in f32, without branches or
+/* vecmath.h - exp, log, tanh, sigmoid, gelu and the like in f32, without branches or
  * library calls, so that loops over them vectorise. Within 2 ulp (measured in
- * tests/kernels/kernels_test.c), but for the far tails of lm__normal_cdf. */
+ * tests/kernels/kernels_test.c), but for gelu's far tails. */
 #ifndef LM_VECMATH_H
 #define LM_VECMATH_H
 
@@ -84,23 +84,44 @@ LM_INLINE float lm__tanh(float x) {
     return a < 0.625f ? small : (x < 0.0f ? -big : big); /* NaN takes the second and stays */
 }
 
-/* The normal distribution's density but for 1 / sqrt(2 pi), and P(N(0, 1) <= x) given that: the
- * tail is e t R(t), t = 1 / (1 + c |x|), R fitted to relative 2e-8. */
-LM_INLINE float lm__normal_bell(float x) { return lm__exp(-0.5f * (x * x)); }
-LM_INLINE float lm__normal_tail(float x, float e) {
-    float t = 1.0f / (1.0f + 0.261629509f * fabsf(x)), t2 = t * t, t4 = t2 * t2;
+/* exp(x) for x <= 0: 2^n never overflows, so one factor has it; 0 from -87 down. */
+LM_INLINE float lm__exp_falling(float x) {
+    const float round = 12582912.0f;
+    float shifted = x * 1.44269504f + round, fn = shifted - round;
+    float r = x - fn * 0.693359375f;
+    r = r - fn * -2.12194440e-4f;
+    float r2 = r * r;
+    float p0 = 1.66666657e-1f * r + 5.00000000e-1f, p1 = 8.33345190e-3f * r + 4.16657962e-2f;
+    float p = (1.98756915e-4f * r + 1.39819995e-3f) * r2 + p1;
+    p = (p * r2 + p0) * r2 + r + 1.0f;
+    float scale = lm__as_float((lm__as_bits(shifted) << 23) + 0x3f800000u);
+    return x < -87.0f ? 0.0f : p * scale;
+}
+
+/* The normal distribution's density but for 1 / sqrt(2 pi), and P(N(0, 1) > a) given that: the
+ * tail is e t R(t), t = 1 / (1 + c a), R fitted to relative 2e-8. 0 <= a <= LM_FAR. */
+#define LM_FAR 13.0f /* there the tail is under 2^-126 */
+LM_INLINE float lm__normal_bell(float a) { return lm__exp_falling(-0.5f * (a * a)); }
+LM_INLINE float lm__normal_tail(float a, float e) {
+    float t = 1.0f / (1.0f + 0.261629509f * a), t2 = t * t, t4 = t2 * t2;
     float p0 = 0.103749295f * t + 0.10440481f, p1 = 0.0541920493f * t + 0.102885749f;
     float p2 = -0.139531022f * t + 0.153231123f, p3 = -0.150319809f * t + 0.240697086f;
     float p = (p3 * t2 + p2 + 0.0306907085f * t4) * t4 + (p1 * t2 + p0);
-    float tail = p * t * e;
-    return x < 0.0f ? tail : 1.0f - tail;
+    return p * t * e;
 }
-LM_INLINE float lm__normal_cdf(float x) { return lm__normal_tail(x, lm__normal_bell(x)); }
 
-/* gelu's derivative: cdf + x density */
+/* gelu: x P(N < x) is x or 0, less |x| times the tail; and its derivative, P(N < x) + x density
+ */
+LM_INLINE float lm__gelu(float x) {
+    float a = fabsf(x);
+    a = a > LM_FAR ? LM_FAR : a;
+    return (x > 0.0f ? x : 0.0f) - a * lm__normal_tail(a, lm__normal_bell(a));
+}
 LM_INLINE float lm__gelu_slope(float x) {
-    float e = lm__normal_bell(x);
-    return lm__normal_tail(x, e) + 0.398942280f * x * e;
+    x = x > LM_FAR ? LM_FAR : x;
+    x = x < -LM_FAR ? -LM_FAR : x;
+    float a = fabsf(x), e = lm__normal_bell(a), tail = lm__normal_tail(a, e);
+    return (x < 0.0f ? tail : 1.0f - tail) + 0.398942280f * x * e;
 }
 
 /* gelu as PyTorch's approximate='tanh', and the derivatives of it and of silu */

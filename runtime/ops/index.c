@@ -157,15 +157,25 @@ int lm_index_select(lm_tensor *x, int64_t dim, lm_tensor *ids, lm_tensor **out) 
         return lm_fail(LM_ESHAPE, "index_select: ids are %s, wants one dim",
                        lm__describe(ids, is));
     if (d == 0) return rows_of("index_select", x, ids, 0, x->shape[0], out);
-    lm_tensor *first = NULL, *at = NULL, *rows = NULL, *y = NULL;
+    lm_tensor *dense = NULL, *at = NULL, *y = NULL;
     lm_node *n = NULL;
-    st = turned(x, d, &first);
-    if (st == LM_OK) st = pick_rows("index_select", first, ids, 0, first->shape[0], &at, &rows);
-    if (st == LM_OK) st = turned(rows, d, &y);
+    int64_t shape[LM_MAX_DIMS], outer, size, inner, bad = 0;
+    memcpy(shape, x->shape, sizeof shape);
+    shape[d] = ids->shape[0];
+    lm__around(x, d, &outer, &size, &inner);
+    st = lm__tensor_dense(x, x->dtype, &dense);
+    if (st == LM_OK) st = lm__tensor_dense(ids, ids->dtype, &at);
+    if (st == LM_OK) st = lm_tensor_new(x->dtype, x->ndim, shape, &y);
+    if (st == LM_OK) {
+        st = lm__kernels(x)->index_select(x->dtype, outer, size, inner, shape[d], y->data,
+                                          dense->data, at->dtype, at->data, &bad);
+        st = st == LM_KERNEL_EARG ? lm__id_out_of_range("index_select", at, bad, size)
+                                  : lm__ran("index_select", st);
+    }
     if (st == LM_OK && lm__is_float(x->dtype))
         st = lm__record("index_select", select_backward, 1, &x, 1, &y, &n);
     if (st == LM_OK && n) n->i[0] = d, st = lm__save(n, 0, at);
-    lm_tensor_release(first), lm_tensor_release(at), lm_tensor_release(rows);
+    lm_tensor_release(dense), lm_tensor_release(at);
     return lm__finish(st, y, out);
 }
 

@@ -34,6 +34,14 @@ static double now(void) {
         best_;                                                                                 \
     })
 
+/* ns of one call among many: of those too short for the clock */
+#define EACH(call)                                                                             \
+    (1e6 * BEST({                                                                              \
+         int failed_ = 0;                                                                      \
+         for (int j_ = 0; j_ < 1000; j_++) failed_ |= (call);                                  \
+         failed_;                                                                              \
+     }))
+
 static const char *name_of(int dtype) { return dtype == LM_F32 ? "f32" : "bf16"; }
 
 static void rate(const char *what, int dtype, double bytes, double seconds) {
@@ -204,6 +212,11 @@ static void memory(int dtype) {
     rate("sum over columns", dtype, s * N,
          BEST(lm_cpu_reduce(LM_SUM, dtype, ROWS, D, 1, mean, LM_F32, x)));
     rate("softmax of 8", dtype, 2 * s * N, BEST(lm_cpu_softmax_fwd(dtype, N / 8, 8, 0, y, x)));
+    rate("softmax of 256", dtype, 2 * s * N, BEST(lm_cpu_softmax_fwd(dtype, ROWS, D, 0, y, x)));
+    rate("softmax of 256 backward", dtype, 3 * s * N,
+         BEST(lm_cpu_softmax_bwd(dtype, ROWS, D, 0, y, z, x)));
+    rate("gelu backward", dtype, 3 * s * N,
+         BEST(lm_cpu_unary_bwd(LM_GELU, dtype, N, y, z, x, NULL)));
     int64_t *top = array(LM_I64, N);
     rate("top 2 of 8", dtype, s * N, BEST(lm_cpu_topk(dtype, N / 8, 8, 2, y, top, x)));
 
@@ -243,15 +256,36 @@ static void memory(int dtype) {
         free(copy);
 }
 
+/* What the kernels have of the operations on 6 elements in programs/ops.lua. */
+static void small(void) {
+    float x[6] = {1, 1, 1, 1, 1, 1}, y[6], row[3] = {1, 1, 1}, w[9] = {1}, mean[2], rstd[2];
+    const int64_t ids[3] = {0, 1, 1}, shape[2] = {2, 3}, dense[2] = {3, 1}, along[2] = {0, 1};
+    int64_t bad;
+    lm_matrix mx = {x, LM_F32, 0, 3, 1}, mw = {w, LM_F32, 0, 1, 3}, my = {y, LM_F32, 0, 3, 1};
+#define SMALL(name, call) printf("  small %-16s %6.1f ns\n", name, EACH(call))
+    SMALL("x + 1", lm_cpu_binary_scalar(LM_ADD, LM_F32, 6, y, x, 1, 0));
+    SMALL("x + x", lm_cpu_binary(LM_ADD, LM_F32, 2, shape, y, x, dense, x, dense));
+    SMALL("x * row", lm_cpu_binary(LM_MUL, LM_F32, 2, shape, y, x, dense, row, along));
+    SMALL("relu", lm_cpu_unary(LM_RELU, LM_F32, 6, y, x));
+    SMALL("softmax", lm_cpu_softmax_fwd(LM_F32, 2, 3, 0, y, x));
+    SMALL("layer_norm",
+          lm_cpu_norm_fwd(LM_F32, 2, 3, y, mean, rstd, x, row, row, LM_F32, 1e-5));
+    SMALL("sum", lm_cpu_reduce(LM_SUM, LM_F32, 2, 3, 1, y, LM_F32, x));
+    SMALL("index_select", lm_cpu_index_select(LM_F32, 2, 3, 1, 3, y, x, LM_I64, ids, &bad));
+    SMALL("linear", lm_cpu_gemm(1, 2, 3, 3, 1, &mx, &mw, 0, &my, NULL, 0));
+}
+
 int main(int argc, char **argv) {
     int most = argc > 1 ? atoi(argv[1]) : omp_get_max_threads();
-    int parts = argc > 2 ? atoi(argv[2])
-                         : 15; /* 1 products, 2 uneven and experts, 4 attention, 8 memory */
+    int parts =
+        argc > 2 ? atoi(argv[2])
+                 : 31; /* 1 products, 2 uneven and experts, 4 attention, 8 memory, 16 small */
     static const int64_t kn[][2] = {{160, 160}, {160, 640}, {256, 256}, {256, 1280},
                                     {640, 256}, {512, 512}, {256, 8000}};
     for (int t = 1; t <= most; t *= 2) {
         threads(t);
         printf("%d thread%s\n", t, t > 1 ? "s" : "");
+        if (parts & 16) small();
         for (int dtype = LM_F32; dtype <= LM_BF16; dtype++) {
             for (size_t i = 0; i < sizeof kn / sizeof kn[0] && parts & 1; i++)
                 layer(2048, kn[i][0], kn[i][1], dtype);

@@ -81,18 +81,20 @@ static void special_values(void) {
     const float want_log[] = {INFINITY, NAN, NAN, -INFINITY, 6.90775528f, NAN};
     const float want_sigmoid[] = {1, 0, NAN, 0.5f, 1, 0};
     const float want_relu[] = {INFINITY, 0, NAN, 0, 1000, 0};
+    const float want_gelu[] = {INFINITY, 0, NAN, 0, 1000, 0};
+    const float want_slope[] = {1, 0, NAN, 0.5f, 1, 0};
     const struct {
         int op;
         const float *want;
-    } cases[] = {{LM_EXP, want_exp},
-                 {LM_TANH, want_tanh},
-                 {LM_LOG, want_log},
-                 {LM_SIGMOID, want_sigmoid},
-                 {LM_RELU, want_relu}};
-    for (size_t c = 0; c < 5; c++) {
+    } cases[] = {{LM_EXP, want_exp},         {LM_TANH, want_tanh}, {LM_LOG, want_log},
+                 {LM_SIGMOID, want_sigmoid}, {LM_RELU, want_relu}, {LM_GELU, want_gelu}};
+    for (size_t c = 0; c < 6; c++) {
         ok(lm_cpu_unary(cases[c].op, LM_F32, 6, y, in));
         for (int i = 0; i < 6; i++) near((double)y[i], (double)cases[c].want[i], 1e-6);
     }
+    const float ones[] = {1, 1, 1, 1, 1, 1};
+    ok(lm_cpu_unary_bwd(LM_GELU, LM_F32, 6, y, ones, in, NULL));
+    for (int i = 0; i < 6; i++) near((double)y[i], (double)want_slope[i], 1e-6);
 }
 
 static double binary_ref(int op, int dtype, double a, double b) {

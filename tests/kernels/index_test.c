@@ -55,6 +55,27 @@ static void gather_case(int dtype, int64_t outer, int64_t n, int64_t m, int64_t 
     free(x), free(out), free(ids), free(want);
 }
 
+static void select_case(int dtype, int ids_dtype, int64_t outer, int64_t n, int64_t inner,
+                        int64_t m) {
+    void *x = random_array(dtype, outer * n * inner), *out = array(dtype, outer * m * inner);
+    void *ids = array(ids_dtype, m);
+    int64_t bad;
+    for (int64_t i = 0; i < m; i++) set(ids_dtype, ids, i, (double)(i * i % n));
+    ok(lm_cpu_index_select(dtype, outer, n, inner, m, out, x, ids_dtype, ids, &bad));
+    for (int64_t i = 0; i < outer * m * inner; i++) {
+        int64_t id = (int64_t)get(ids_dtype, ids, i / inner % m);
+        near(get(dtype, out, i), get(dtype, x, (i / inner / m * n + id) * inner + i % inner),
+             0);
+    }
+    for (int wrong = -1; wrong <= 1 && m > 0; wrong += 2) { /* one under, one over */
+        set(ids_dtype, ids, m - 1, wrong < 0 ? -1 : (double)n);
+        near(lm_cpu_index_select(dtype, outer, n, inner, m, out, x, ids_dtype, ids, &bad),
+             LM_KERNEL_EARG, 0);
+        near((double)bad, (double)(m - 1), 0);
+    }
+    free(x), free(out), free(ids);
+}
+
 static void combine_case(int dtype, int64_t tokens, int64_t slots, int64_t dim, int weighted) {
     int64_t rows = tokens * slots;
     int32_t *inv = array(LM_I32, rows);
@@ -92,6 +113,8 @@ TEST(test_index) {
             rows_case(dtype, LM_I32, sizes[s], 33, 10);
             rows_case(dtype, LM_I64, 12, sizes[s], 100);
             gather_case(dtype, 3, 8, sizes[s], 2);
+            select_case(dtype, LM_I64, 3, 7, 1, sizes[s]);
+            select_case(dtype, LM_I32, sizes[s], 7, 5, 3);
             gather_case(dtype, sizes[s], 8, 2, 1);
         }
         for (int dtype = LM_F32; dtype <= LM_BF16; dtype++)
