@@ -75,6 +75,9 @@ typedef struct lm_attention {
                                      q and k turn as they are read; or NULL */
     lm_heads q, k, v, o;          /* strides of the values */
     lm_heads dq, dk, dv, d_o;     /* strides of the gradients, for backward alone */
+    const int32_t *rows; /* [batch, rows_step]: in which row of k and v each key of a sequence
+                            is; or NULL: its own. Forward only, without rotary positions */
+    int64_t rows_step;
 } lm_attention;
 
 /* Experts that are feed-forward networks: y = down(f(up(x))), of the rows that each gets. */

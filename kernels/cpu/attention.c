@@ -9,6 +9,7 @@
  * it), so every sum has one order. All arithmetic is f32 on padded tiles; bf16 is converted,
  * and rotary positions are applied, as rows are read and written. A query that may see no key
  * gets 0, and lse = -inf. */
+#include "kernels/cpu/attention_few.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/vecmath.h"
 
@@ -207,6 +208,8 @@ int lm_cpu_attention_fwd(const lm_attention *p, void *o, float *lse, const void 
                          const void *k, const void *v) {
     if (!lm__is_float(p->dtype)) return LM_KERNEL_EDTYPE;
     if (p->batch * p->heads * p->tq == 0) return LM_KERNEL_OK;
+    if (p->rows || (p->tq <= LM_ATTENTION_FEW && !p->cos))
+        return lm__attention_few(p, o, lse, q, k, v);
     int threads = threads_for(p), failed = 0;
     int64_t blocks = lm__ceil_div(p->tq, QUERIES), heads = p->batch * p->heads;
     int64_t parts = heads >= 2 * threads ? 1 : blocks; /* few heads: share out their queries */

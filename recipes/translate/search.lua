@@ -6,12 +6,12 @@ local dist = lumoe.dist
 local search = {}
 local NEVER = -1e30
 
--- Caches follow the hypotheses, those of the memory the sentences: row i becomes what row order[i] was.
-local function reorder(caches, part, order)
+-- Caches of the memory follow the sentences: row i becomes what row order[i] was.
+local function keep_memories(caches, order)
   for _, cache in ipairs(caches) do
     for _, side in ipairs { 'k', 'v' } do
-      local before = cache[part][side]
-      cache[part][side] = lumoe.keep(before:index_select(0, order))
+      local before = cache.cross[side]
+      cache.cross[side] = lumoe.keep(before:index_select(0, order))
       before:dispose()
     end
   end
@@ -113,9 +113,11 @@ function search.beam(model, batch, opts)
       end
       if not done then still[#still + 1], stays[#stays + 1] = b, s - 1 end
     end
-    if not as_it_was(order, #live * beam) then reorder(caches, 'own', ids(order)) end
+    if not as_it_was(order, #live * beam) then
+      for _, cache in ipairs(caches) do lumoe.nn.cache.reorder(cache.own, ids(order)) end
+    end
     if #still < #live then
-      reorder(caches, 'cross', ids(stays))
+      keep_memories(caches, ids(stays))
       memory_valid = memory_valid:index_select(0, ids(stays))
     end
     last = ids(next_last):reshape(#order, 1)

@@ -1,5 +1,6 @@
 --- Multi-head attention (Vaswani et al. 2017, 3.2), over itself or over a memory, with a cache.
 local autograd = require 'lumoe.autograd'
+local caches = require 'lumoe.nn.cache'
 local module = require 'lumoe.nn.module'
 local Linear = require 'lumoe.nn.linear'
 local status = require 'lumoe.status'
@@ -41,27 +42,6 @@ local function heads_of(self, x, n)
   return unpack(list)
 end
 
---- Keys and values of positions seen before, [B, heads, capacity, head_dim]; grows by doubling.
-local function append(cache, k, v)
-  local from, to = cache.length, cache.length + k:size(2)
-  if not cache.k or to > cache.k:size(2) then
-    local capacity = math.max(16, 2 * to)
-    local function grown(old, like)
-      local new = tensor.zeros({ like:size(0), like:size(1), capacity, like:size(3) }, { dtype = like.dtype })
-      if old then
-        new:narrow(2, 0, from):copy_(old:narrow(2, 0, from))
-        old:dispose()
-      end
-      return autograd.keep(new) -- it outlives the position's scope
-    end
-    cache.k, cache.v = grown(cache.k, k), grown(cache.v, v)
-  end
-  cache.k:narrow(2, from, to - from):copy_(k)
-  cache.v:narrow(2, from, to - from):copy_(v)
-  cache.length = to
-  return cache.k:narrow(2, 0, to), cache.v:narrow(2, 0, to)
-end
-
 -- Rows that share a memory become positions of one row: to a memory, all positions look alike.
 local function shared(x, memories)
   local rows = x:size(0)
@@ -71,35 +51,40 @@ local function shared(x, memories)
   return x:reshape(memories, rows / memories * x:size(1), x:size(2))
 end
 
--- The next position of sequences that are being generated, or their first ones.
-local function cached(self, x, opts)
+-- The next positions of sequences that are being generated, over the positions before.
+local function over_itself(self, x, cache)
+  local qkv, first = self.query_key_value(x), cache.length
+  caches.make_room(cache, { qkv:size(0), self.heads, first + qkv:size(1), self.head_dim }, qkv.dtype)
+  local y = qkv:cached_attention(cache.k, cache.v, cache.rows, self.heads, first, 1 / math.sqrt(self.head_dim),
+    self.rope and 10000 or 0)
+  cache.length = first + qkv:size(1)
+  return self.output(y)
+end
+
+-- The same over a memory, whose keys and values are those of the first time.
+local function over_memory(self, x, opts)
   local cache, shape = opts.cache, x:shape_table()
-  local q, k, v
-  if self.cross then
-    if not cache.k then
-      k, v = heads_of(self, self.key_value(opts.memory), 2)
-      cache.k, cache.v = autograd.keep(k:contiguous()), autograd.keep(v:contiguous())
-    end
-    k, v = cache.k, cache.v
-    if k:size(0) ~= shape[1] then x = shared(x, k:size(0)) end
-    q = heads_of(self, self.query(x), 1)
-  else
-    q, k, v = heads_of(self, self.query_key_value(x), 3)
-    if self.rope then q, k = q:rope(cache.length), k:rope(cache.length) end
-    k, v = append(cache, k, v)
+  if not cache.k then
+    local k, v = heads_of(self, self.key_value(opts.memory), 2)
+    cache.k, cache.v = autograd.keep(k:contiguous()), autograd.keep(v:contiguous())
   end
-  local y = q:attention(k, v, { key_mask = opts.key_mask, causal = opts.causal })
+  if cache.k:size(0) ~= shape[1] then x = shared(x, cache.k:size(0)) end
+  local y = heads_of(self, self.query(x), 1):attention(cache.k, cache.v, { key_mask = opts.key_mask })
   return self.output(y:transpose(1, 2):reshape(shape[1], shape[2], self.heads * self.head_dim))
 end
 
 --- Attends from x to itself, or to opts.memory, which n rows of x in turn may share: the hypotheses of one sentence.
 ---@param x lumoe.Tensor  [B, Tq, dim]; [n · B, Tq, dim] where B memories serve n rows each
 ---@param opts? table  causal; key_mask u8 [B, Tk], 1 = may be seen; memory [B, Tk, dim] (cross);
---   cache: a table, `{ length = 0 }` at first, that generation hands back at every position
+--   cache: a table, `{ length = 0 }` at first, that generation hands back at every position (nn/cache.lua); over
+--   itself x is then the next positions, causal and without a mask
 ---@return lumoe.Tensor   [B, Tq, dim]
 function Attention:forward(x, opts)
   opts = opts or {}
-  if opts.cache then return cached(self, x, opts) end
+  if opts.cache then
+    if self.cross then return over_memory(self, x, opts) end
+    return over_itself(self, x, opts.cache)
+  end
   local rows, memory, kv = x:size(0), opts.memory, nil
   local q = x
   if self.cross then

@@ -18,6 +18,7 @@ local nn = {
   Dropout = require 'lumoe.nn.dropout',
   MultiheadAttention = require 'lumoe.nn.attention',
   FeedForward = require 'lumoe.nn.feed_forward',
+  cache = require 'lumoe.nn.cache',
   TransformerEncoderLayer = transformer.EncoderLayer,
   TransformerDecoderLayer = transformer.DecoderLayer,
 }
