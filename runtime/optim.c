@@ -60,6 +60,11 @@ int lm_optim_adamw(lm_tensor *p, lm_tensor *master, lm_tensor *m, lm_tensor *v, 
                    double grad_scale, const lm_rounding *rounding) {
     update u = {0};
     int moments = m->dtype == LM_BF16 ? LM_BF16 : LM_F32;
+    if (m->dtype != v->dtype) {
+        char ms[96], vs[96];
+        return lm_fail(LM_EARG, "adamw: m is %s, but v is %s", lm__describe(m, ms),
+                       lm__describe(v, vs));
+    }
     int st = prepare("adamw", p, master, moments == LM_BF16, rounding, &u);
     if (st <= 0) return st;
     st = matches("adamw", p, m, moments);

@@ -22,8 +22,8 @@
 --     the same, moments bf16              p 2, m v 4             6     16
 --
 -- This v is the exact one in the mean. In a steady state it strays from it by 4 %, a step by 2 %, for beta2 = 0.999; by
--- 3 % it strays from its limit anyway, with the noise of independent normal gradients (moments_spec.lua). Rounding at random: Gupta et al. 2015
--- (arXiv 1502.02551), and of parameters updated in bf16 Zamirai et al. 2020 (arXiv 2010.06192).
+-- 3 % it strays from its limit anyway, with the noise of independent normal gradients (moments_spec.lua). Rounding at
+-- random: Gupta et al. 2015 (arXiv 1502.02551); of parameters updated in bf16: Zamirai et al. 2020 (arXiv 2010.06192).
 local C = require 'lumoe.ffi'
 local tablex = require 'pl.tablex'
 local handle = require 'lumoe.handle'

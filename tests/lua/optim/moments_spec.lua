@@ -181,6 +181,21 @@ describe('bf16 moments', function()
     end
   end)
 
+  it('are both so, and need to be told how to round', function()
+    local pointer = require('lumoe.handle').pointer
+    local p, m, v = lumoe.ones(3, 2), lumoe.zeros({ 3, 2 }, { dtype = 'bf16' }), lumoe.zeros(3, 2)
+    p.grad = lumoe.ones(3, 2)
+    local rounding = require('ffi').new 'lm_rounding'
+    local function refused(second, how, message)
+      local st = C.lm_optim_adamw(pointer(p), nil, pointer(m), pointer(second), 1, 0.9, 0.9, 1, 0, 1, 1, how)
+      assert.is_true(st < 0)
+      assert.matches(message, require('ffi').string(C.lm_last_error()))
+    end
+    refused(v, rounding, 'adamw: m is %[3, 2%] bf16, but v is %[3, 2%] f32')
+    refused(v:to 'bf16', nil, 'adamw: bf16 moments need random rounding')
+    assert.equal(6, p:sum():item())
+  end)
+
   it('are f32 or bf16', function()
     local message = select(2, pcall(optim.AdamW, Square():named_parameters(), { moments = 'f16' }))
     assert.matches("optim.AdamW: moments are 'f32' or 'bf16', not 'f16'", message)
