@@ -120,6 +120,7 @@ static void add_expert(const bwd_task *t, const lists *s, bwd_leavings *l, count
         /* of few rows more columns: up lies row by row */
         int64_t ldc = lm__bwd_chunk_of(t, l, c).n * l->slabs * LM_STRIP_COLS;
         int64_t most = LM_BWD_ROWS / ldc * LM_BWD_PANEL;
+        if (lm__bwd_across(&t->j, l)) most /= 2; /* and a part of the sum */
         for (int64_t d = 0; d < f->dim; d += most)
             s->columns[n->columns++] = (bwd_item){l, d, lm__min(most, f->dim - d), c};
     }

@@ -7,6 +7,7 @@
 enum {
     LM_BWD_CHUNK = 4,                         /* blocks whose rows one sum goes over */
     LM_BWD_ROWS = LM_BWD_CHUNK * LM_FFN_ROWS, /* and their rows */
+    LM_BWD_FEW = 16,                          /* rows that weights are not turned for */
     LM_BWD_PANEL = 128,                       /* columns of dx at a time */
     LM_BWD_DEPTH = 256                        /* words of wide, against them, at a time */
 };
@@ -82,13 +83,18 @@ static inline int64_t lm__bwd_words_in(const bwd_task *t, const lm_ffn_block *b)
     return lm__words_of(t->j.w, b->rows);
 }
 
+/* So few rows that weights are read where they lie (across.c). */
+static inline int lm__bwd_across(const lm_ffn_job *j, const bwd_leavings *l) {
+    return j->w.across && l->rows > 0 && l->rows <= LM_BWD_FEW;
+}
+
 /* Numbers of dim at a time, against the hidden units. */
 static inline int64_t lm__bwd_inner(const lm_ffn_job *j) {
     return j->w.pairs ? 2 * LM_FFN_INNER : LM_FFN_INNER;
 }
 
 static inline lm_ahead lm__bwd_soon(const uint32_t *x, int64_t words, int64_t within) {
-    return lm__ahead((lm_words){LM_F32, 0, NULL, NULL}, (lm_part){x, 0, 1, words}, within);
+    return lm__ahead((lm_words){.dtype = LM_F32}, (lm_part){x, 0, 1, words}, within);
 }
 
 /* ffn_bwd.c: c [rows of left, slabs] = left b: parts of a weight turned, k words to a row,

@@ -1,6 +1,8 @@
 /* ffn_bwd_columns.c - backward, third pass: dx, some columns of a chunk; and dscale. */
 #include "kernels/cpu/ffn_bwd.h"
 
+#include <string.h>
+
 /* Part i of up in the order in which it is read: panel by panel of each depth of each half. */
 typedef struct {
     lm_part w;
@@ -12,29 +14,53 @@ static int64_t depth(const lm_ffn_job *j) {
     return j->w.pairs ? 2 * LM_BWD_DEPTH : LM_BWD_DEPTH;
 }
 
-static up_part up_part_of(const bwd_task *t, const bwd_item *s, int64_t i) {
-    int64_t panels = lm__ceil_div(s->n, LM_BWD_PANEL),
+static up_part up_part_of(const bwd_task *t, const bwd_item *s, int64_t wide, int64_t i) {
+    int64_t panels = lm__ceil_div(s->n, wide),
             per_half = lm__ceil_div(t->f->hidden, depth(&t->j));
     int64_t half = i / panels / per_half, from = i / panels % per_half * depth(&t->j);
-    up_part u = {.panel = i % panels * LM_BWD_PANEL};
+    up_part u = {.panel = i % panels * wide};
     if (half == t->j.halves) return u;
     u.at = half * t->half + lm__words_of(t->j.w, from);
     u.w = lm__ffn_up_part(&t->j, s->l->expert, half * t->f->hidden + from,
                           lm__min(depth(&t->j), t->f->hidden - from), s->first + u.panel,
-                          lm__min(LM_BWD_PANEL, s->n - u.panel));
+                          lm__min(wide, s->n - u.panel));
     return u;
+}
+
+/* dx = dpre up, of one slab */
+static void across_columns(const bwd_task *t, const bwd_item *s, bwd_places *p) {
+    const lm_ffn_job *j = &t->j;
+    const bwd_leavings *l = s->l;
+    int64_t ldc = lm__round_up(s->n, LM_STRIP_COLS);
+    up_part u = up_part_of(t, s, s->n, 0), next;
+    for (int64_t i = 0; u.w.x; u = next, i++) {
+        next = up_part_of(t, s, s->n, i + 1);
+        lm__across_product(j->w, u.w, next.w, l->dpre + u.at * LM_STRIP_COLS, l->rows, p->dx,
+                           ldc, i > 0 ? p->dx + LM_STRIP_COLS * ldc : NULL);
+    }
+    for (int64_t r = 0; r < l->rows; r++) {
+        int64_t at = (l->first + r) * t->f->dim + s->first;
+        const float *line = p->dx + r * ldc;
+        if (t->f->dtype == LM_F32)
+            memcpy((float *)t->g->dx + at, line, (size_t)s->n * sizeof *line);
+        else lm__to_bf16((uint16_t *)t->g->dx + at, line, s->n);
+    }
 }
 
 /* dx = dpre up */
 void lm__bwd_columns(const bwd_task *t, const bwd_item *s, bwd_places *p) {
     const lm_ffn_job *j = &t->j;
     const bwd_leavings *l = s->l;
+    if (lm__bwd_across(j, l)) {
+        across_columns(t, s, p);
+        return;
+    }
     bwd_chunk c = lm__bwd_chunk_of(t, l, s->chunk);
     int64_t words = j->halves * t->half, step = l->slabs * LM_STRIP_COLS, ldc = c.n * step;
-    up_part u = up_part_of(t, s, 0), next;
+    up_part u = up_part_of(t, s, LM_BWD_PANEL, 0), next;
     for (int64_t i = 1; u.w.x; u = next, i++) {
         int64_t k = lm__words_of(j->w, u.w.rows);
-        next = up_part_of(t, s, i);
+        next = up_part_of(t, s, LM_BWD_PANEL, i);
         lm_ahead ahead = lm__ahead(j->w, next.w, k * lm__bwd_turns_of(l, &c, u.w.n));
         lm__left_turned(j->w, u.w.x, u.w.ld, u.w.rows, u.w.n, p->left, lm__bwd_step_of(k));
         for (int64_t b = 0; b < c.n; b++)

@@ -11,6 +11,28 @@ static float *dh_of(const bwd_task *t, int64_t i, const bwd_places *p) {
     return p->dh + i * lm__round_up(t->j.stretch, LM_STRIP_COLS) * LM_FFN_ROWS;
 }
 
+/* dh = dy down, of one slab */
+static void across_down(const bwd_task *t, const bwd_item *s, bwd_places *p) {
+    const lm_ffn_job *j = &t->j;
+    const bwd_leavings *l = s->l;
+    int64_t dim = t->f->dim, most = lm__bwd_inner(j), ldc = lm__round_up(s->n, LM_STRIP_COLS);
+    float *dh = dh_of(t, 1, p), *part = dh_of(t, 2, p); /* [rows][units] */
+    for (int64_t q = 0; q < dim; q += most) {
+        int64_t m = lm__min(most, dim - q);
+        lm_part next = {0};
+        if (q + m < dim)
+            next = lm__ffn_down_part(j, l->expert, q + m, lm__min(most, dim - q - m), s->first,
+                                     s->n);
+        lm__across_product(j->w, lm__ffn_down_part(j, l->expert, q, m, s->first, s->n), next,
+                           l->turned_dy + lm__words_of(j->w, q) * LM_STRIP_COLS, l->rows, dh,
+                           ldc, q > 0 ? part : NULL);
+    }
+    const uint32_t *rows[LM_STRIP_COLS] = {NULL};
+    for (int64_t r = 0; r < l->rows; r++)
+        rows[r] = (const uint32_t *)(const void *)(dh + r * ldc);
+    lm__turn(rows, s->n, (uint32_t *)(void *)dh_of(t, 0, p));
+}
+
 /* dh = dy down */
 static void through_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
                          bwd_places *p) {
@@ -151,7 +173,8 @@ void lm__bwd_units(const bwd_task *t, const bwd_item *s, const bwd_item *next, b
     int64_t n = lm__bwd_chunks_of(s->l);
     for (int64_t i = 0; i < n; i++) {
         bwd_chunk c = lm__bwd_chunk_of(t, s->l, i);
-        through_down(t, s, &c, p);
+        if (lm__bwd_across(&t->j, s->l)) across_down(t, s, p);
+        else through_down(t, s, &c, p);
         for (int64_t b = 0; b < c.n; b++) through_activation(t, s, &c, c.first + b, p);
         if (t->weights) lm__bwd_weigh(t, s, i + 1 < n ? s : next, &c, i, p);
     }

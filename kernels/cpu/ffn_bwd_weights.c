@@ -50,7 +50,7 @@ static void weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
     for (int64_t d = 0; d < t->f->dim; d += LM_STRIP_ROWS) {
         const uint32_t *dy = l->dy + d * l->words + c->before;
         lm_ahead ahead = lm__ahead(
-            (lm_words){LM_F32, 0, NULL, NULL},
+            (lm_words){.dtype = LM_F32},
             (lm_part){dy + LM_STRIP_ROWS * l->words, l->words,
                       lm__min(LM_STRIP_ROWS, t->f->dim - d - LM_STRIP_ROWS), c->words},
             c->words * lm__ceil_div(s->n, LM_STRIP_COLS));

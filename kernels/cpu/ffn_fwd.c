@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { STRETCH = 128 }; /* hidden units, in words, that are between the products at a time */
+enum { STRETCH = 256 }; /* hidden units, in words, that are between the products at a time */
 
 typedef struct {
     uint32_t *x, *h, *left, *lines;

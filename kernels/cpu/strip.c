@@ -1,8 +1,9 @@
 /* strip.c - which strip this CPU runs, the one for all CPUs, and operands made of numbers. */
-#define STRIP lm__strip_baseline
-#define LANES 4
-#define HIGH  4
-#define FEW   lm__few_baseline
+#define STRIP  lm__strip_baseline
+#define LANES  4
+#define HIGH   4
+#define FEW    lm__few_baseline
+#define ACROSS lm__across_baseline
 #include "kernels/cpu/strip_body.h"
 
 void lm__strip_settle(void) {
@@ -12,18 +13,22 @@ void lm__strip_settle(void) {
 }
 
 lm_words lm__words(int dtype) {
-    lm_words w = {dtype, 0, lm__strip_baseline, lm__few_baseline};
+    lm_words w = {dtype, 0, lm__strip_baseline, lm__few_baseline, NULL};
+    if (dtype == LM_F32) w.across = lm__across_baseline;
 #if defined(__x86_64__) && defined(__GNUC__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         w.strip = lm__strip_avx2, w.few = lm__few_avx2;
+    if (w.strip == lm__strip_avx2 && dtype == LM_F32) w.across = lm__across_avx2;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return w;
     w.strip = lm__strip_avx512, w.few = lm__few_avx512;
+    if (dtype == LM_F32) w.across = lm__across_avx512;
     /* Intel's products of bf16 pairs take twice the time of those of f32 (a Xeon of family 6,
      * model 207, one thread: 73 against 136 GFLOP/s in tests/bench/kernels.c). */
     if (dtype == LM_BF16 && __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel"))
-        w.pairs = 1, w.strip = lm__strip_avx512bf16, w.few = lm__few_avx512bf16;
+        w = (lm_words){dtype, 1, lm__strip_avx512bf16, lm__few_avx512bf16,
+                       lm__across_avx512bf16};
 #endif
     return w;
 }

@@ -55,14 +55,25 @@ typedef void lm_few_fn(int64_t k, const uint32_t *a, int64_t ld,
                        const uint32_t *const b[LM_FEW], int rows, float *c, int64_t ldc,
                        int add, const char *then);
 
+/* A weight whose rows are the inner dimension has its columns in a row, and so is the vectors
+ * where it lies:
+ *
+ *   C [8, 32] = A [8, n] W [n, 32], or C goes on being summed
+ *
+ * a: word (i, p) is a[32 p + i], a part of a slab; w: rows `ld` numbers apart. */
+typedef void lm_across_fn(int64_t n, const uint32_t *a, const void *w, int64_t ld, float *c,
+                          int64_t ldc, int go_on, lm_ahead *ahead);
+
 /* strip_avx512bf16.c, and strip_body.h for each instruction set; rows: those of A that exist */
 lm_strip_fn lm__strip_baseline, lm__strip_avx2, lm__strip_avx512, lm__strip_avx512bf16;
 lm_few_fn lm__few_baseline, lm__few_avx2, lm__few_avx512, lm__few_avx512bf16;
+lm_across_fn lm__across_baseline, lm__across_avx2, lm__across_avx512, lm__across_avx512bf16;
 
 typedef struct lm_words { /* how numbers of a dtype become words here */
     int dtype, pairs;     /* pairs: two bf16 to a word */
     lm_strip_fn *strip;
     lm_few_fn *few;
+    lm_across_fn *across; /* NULL: words are not made of numbers where they lie */
 } lm_words;
 lm_words lm__words(int dtype);
 
@@ -113,6 +124,11 @@ int lm__few_rows(int rows, const uint32_t *b[LM_FEW]);
  * or after the rows. */
 void lm__few_product(lm_words w, lm_part a, int64_t p, const uint32_t *const b[LM_FEW],
                      int rows, float *c, int64_t ldc, int add, uint32_t *room);
+/* c [rows, w.n] = A W, or added to c: then `part`, as large, takes the sum first. A: a slab, of
+ * whose columns so many are rows, and whose words are W's rows. Rows of c are ldc apart, a
+ * multiple of 32, and are computed by eights. next: what will be read after W. */
+void lm__across_product(lm_words words, lm_part w, lm_part next, const uint32_t *a,
+                        int64_t rows, float *c, int64_t ldc, float *part);
 /* 32 rows of n words -> [n, 32]. Rows may be NULL: zeros. */
 void lm__turn(const uint32_t *const rows[LM_STRIP_COLS], int64_t n, uint32_t *to);
 

@@ -1,7 +1,8 @@
-/* strip_body.h - the strip of strip.h in the compiler's vectors, and that of few columns. Who
- * includes it defines STRIP and FEW, their names; LANES, floats in a register; HIGH, rows that
- * are summed at once, in two registers each; where words are not floats, MULTIPLY_ADD(sum,
- * word, b) with a vector b; and, where there is a store past the caches, STREAM(to, sum). */
+/* strip_body.h - the strip of strip.h in the compiler's vectors, that of few columns and that
+ * across. Who includes it defines STRIP, FEW and ACROSS, their names; LANES, floats in a
+ * register; HIGH, rows that are summed at once, in two registers each; where words are pairs,
+ * MULTIPLY_ADD(sum, word, b) with a vector b, and COLUMNS(v, row, below), two registers of
+ * words from two rows; and, where there is a store past the caches, STREAM(to, sum). */
 #include "kernels/cpu/strip.h"
 
 #ifdef STREAM
@@ -11,6 +12,18 @@
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t word __attribute__((aligned(2), may_alias));
+
+#ifdef COLUMNS
+typedef uint16_t number __attribute__((may_alias));
+enum { NUMBERS = 2 }; /* of a word */
+static const uint16_t no_row[2 * LANES];
+#else
+typedef float number __attribute__((may_alias));
+enum { NUMBERS = 1 };
+static const float *const no_row = NULL;
+#define COLUMNS(v, row, below)                                                                 \
+    ((v)[0] = *(const lanes *)(row), (v)[1] = *(const lanes *)((row) + LANES))
+#endif
 
 #ifndef MULTIPLY_ADD
 #define MULTIPLY_ADD(sum, word, b) sum += as_float(word) * (b)
@@ -202,4 +215,45 @@ void FEW(int64_t k, const uint32_t *a, int64_t ld, const uint32_t *const b[LM_FE
         else if (rows == 4) few(k, a, ld, b, 4, c, ldc, add, next);
         else few(k, a, ld, b, 8, c, ldc, add, next);
     }
+}
+
+/* ---- columns of a weight that lies across ---- */
+
+/* HIGH rows by two registers of columns. */
+LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld, float *c,
+                      int64_t ldc, int go_on) {
+    lanes sum[HIGH][2] = {{{0}}};
+    int64_t words = n / NUMBERS;
+#pragma GCC unroll 8
+    for (int i = 0; i < HIGH && go_on; i++)
+        sum[i][0] = *(lanes *)(c + i * ldc), sum[i][1] = *(lanes *)(c + i * ldc + LANES);
+    for (int64_t p = 0; p < words; p++, a += LM_STRIP_COLS, w += NUMBERS * ld) {
+        lanes v[2];
+        COLUMNS(v, w, w + ld);
+#pragma GCC unroll 8
+        for (int i = 0; i < HIGH; i++) {
+            MULTIPLY_ADD(sum[i][0], a[i], v[0]);
+            MULTIPLY_ADD(sum[i][1], a[i], v[1]);
+        }
+    }
+    if (n % NUMBERS) { /* the last word is half full */
+        lanes v[2];
+        COLUMNS(v, w, no_row);
+#pragma GCC unroll 8
+        for (int i = 0; i < HIGH; i++) {
+            MULTIPLY_ADD(sum[i][0], a[i], v[0]);
+            MULTIPLY_ADD(sum[i][1], a[i], v[1]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < HIGH; i++)
+        *(lanes *)(c + i * ldc) = sum[i][0], *(lanes *)(c + i * ldc + LANES) = sum[i][1];
+}
+
+void ACROSS(int64_t n, const uint32_t *a, const void *w, int64_t ld, float *c, int64_t ldc,
+            int go_on, lm_ahead *ahead) {
+    lm__fetch(ahead);
+    for (int j = 0; j < LM_STRIP_COLS; j += 2 * LANES)
+        for (int i = 0; i < LM_STRIP_ROWS; i += HIGH)
+            across(n, a + i, (const number *)w + j, ld, c + i * ldc + j, ldc, go_on);
 }

@@ -184,8 +184,18 @@ static void run(const ffn_case *c) {
     free(down_bias), free(up_bias), free(down), free(up), free(dy), free(x);
 }
 
-/* Few rows go another way (ffn_few.c), to the same bits: what a row becomes does not depend on
- * how many there are, nor on the threads. */
+/* dx of x's first rows, if there were only these */
+static void find_dx(const lm_ffn *f, const void *dy, const void *x, void *dx) {
+    int64_t bytes = 0;
+    lm_ffn_gradients g = {.dx = dx};
+    ok(lm_cpu_ffn_room(f, &bytes));
+    void *room = aligned_alloc(64, (size_t)(bytes + 63) / 64 * 64);
+    ok(lm_cpu_ffn_bwd(f, &g, dy, x, NULL, NULL, room));
+    free(room);
+}
+
+/* Few rows go other ways (ffn_few.c, across.c), to the same bits: what a row becomes does not
+ * depend on how many there are, nor on the threads. */
 static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) {
     enum { ROWS = 24 };
     int64_t wide = activation == LM_SWIGLU ? 2 * hidden : hidden, offset[3] = {0, ROWS, ROWS};
@@ -193,7 +203,8 @@ static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) 
     void *down = random_array(dtype, 2 * dim * hidden),
          *bias = random_array(LM_F32, 2 * (wide + dim));
     void *y = array(dtype, ROWS * dim), *some = array(dtype, ROWS * dim);
-    void *pre = array(dtype, ROWS * wide), *some_pre = array(dtype, ROWS * wide);
+    void *dx = array(dtype, ROWS * dim), *pre = array(dtype, ROWS * wide),
+         *some_pre = array(dtype, ROWS * wide);
     int threads = omp_get_max_threads(), other = 0;
     lm_ffn f = {.dtype = dtype,
                 .activation = activation,
@@ -207,16 +218,16 @@ static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) 
                 .down_bias = bias,
                 .bias_dtype = LM_F32};
     ok(lm_cpu_ffn_fwd(&f, y, pre, x));
-    for (int64_t rows = 1; rows <= 9; rows++) {
+    find_dx(&f, y, x, dx);
+    for (int64_t rows = 1; rows <= 17; rows++) {
         omp_set_num_threads(1 + (int)rows % 3);
         offset[1] = offset[2] = rows;
         ok(lm_cpu_ffn_fwd(&f, some, rows % 2 ? some_pre : NULL, x));
         other += memcmp(y, some, (size_t)(rows * dim) * size_of(dtype)) != 0;
         for (int64_t i = 0; rows % 2 && i < wide * rows; i++)
-            if (get(dtype, some_pre, i) != get(dtype, pre, i / rows * ROWS + i % rows))
-                printf("pre %d %d\n", (int)(i / rows), (int)(i % rows));
-        for (int64_t i = 0; rows % 2 && i < wide * rows; i++)
             other += get(dtype, some_pre, i) != get(dtype, pre, i / rows * ROWS + i % rows);
+        find_dx(&f, y, x, some);
+        other += memcmp(dx, some, (size_t)(rows * dim) * size_of(dtype)) != 0;
     }
     omp_set_num_threads(threads);
     check_count++;
@@ -224,7 +235,8 @@ static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) 
     if (other)
         check_case("few rows: dtype %d activation %d dim %d hidden %d: %d differ", dtype,
                    activation, (int)dim, (int)hidden, other);
-    free(some_pre), free(pre), free(some), free(y), free(bias), free(down), free(x), free(up);
+    free(some_pre), free(pre), free(dx), free(some), free(y), free(bias), free(down), free(x),
+        free(up);
 }
 
 TEST(test_ffn) {
