@@ -11,7 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SMALL_BYTES = 16 << 10, SEGMENT_BYTES = 4 << 20 };
+enum { SMALL_BYTES = 16 << 10 };
+/* Of a large all_reduce: of all ranks together, as they share a cache; of one at least. */
+enum { SEGMENTS_BYTES = 8 << 20, SEGMENT_LEAST = 2 << 20 };
 
 /* NULL group -> the world; also the error when that does not start. */
 static int enter(lm_group **g) {
@@ -110,12 +112,18 @@ int lm_all_reduce_start(lm_group *g, void *data, int64_t count, int dtype, int o
         out);
 }
 
+static int64_t segment_bytes(const lm_group *g) {
+    int64_t even = SEGMENTS_BYTES / g->size;
+    return even > SEGMENT_LEAST ? even : SEGMENT_LEAST;
+}
+
 /* Segment by segment, so that the scratch stays in the cache. */
 int lm_all_reduce(lm_group *g, void *data, int64_t count, int dtype, int op) {
     lm_async *a = NULL;
-    int st = check_reduce("all_reduce", dtype, op, count);
+    int st = enter(&g);
+    if (st == LM_OK) st = check_reduce("all_reduce", dtype, op, count);
     if (st != LM_OK) return st;
-    int64_t each = lm__reduce_size(dtype), segment = SEGMENT_BYTES / each, at = 0;
+    int64_t each = lm__reduce_size(dtype), segment = segment_bytes(g) / each, at = 0;
     do {
         int64_t n = count - at < segment ? count - at : segment;
         st = wait_if(lm_all_reduce_start(g, (char *)data + at * each, n, dtype, op, &a), &a);
