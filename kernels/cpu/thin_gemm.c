@@ -2,21 +2,25 @@
  * decoded.
  *
  * What takes time is that the weight arrives. It is read once, in the order in which it lies,
- * by the strip for few columns (strip.h); each element of C is one sum in order, whatever the
- * number of rows or threads. */
+ * by the strip for few columns (strip.h), which takes 8 rows: the others find it in the cache.
+ * Each element of C is one sum in order, whatever the number of rows or threads. */
 #include "kernels/cpu/strip.h"
 #include "kernels/cpu/thin_gemm.h"
 
 enum {
+    MOST = 2 * LM_FEW,  /* rows */
     GROUP = LM_FEW_OUT, /* columns of C at a time */
     INNER = 512         /* words of a sum at a time */
 };
 
+/* Rows up to which this is faster than the library. */
+static int64_t most_rows(int dtype) { return lm__words(dtype).pairs ? MOST : LM_FEW; }
+
 int lm__gemm_is_thin(int64_t batch, int64_t m, int64_t n, int64_t k, const lm_matrix *a,
                      const lm_matrix *b, const lm_matrix *c) {
-    return batch == 1 && m > 0 && m <= LM_FEW && n >= LM_FEW_OUT && k >= LM_FEW_OUT &&
-           a->dtype == b->dtype && a->col_stride == 1 && b->row_stride == 1 &&
-           b->col_stride >= k && c->col_stride == 1;
+    return batch == 1 && m > 0 && n >= LM_FEW_OUT && k >= LM_FEW_OUT &&
+           m <= most_rows(a->dtype) && a->dtype == b->dtype && a->col_stride == 1 &&
+           b->row_stride == 1 && b->col_stride >= k && c->col_stride == 1;
 }
 
 typedef struct {
@@ -24,9 +28,9 @@ typedef struct {
     int64_t n, k;
     const lm_matrix *b, *c;
     const void *bias;
-    int rows, high, bias_dtype, activation;
+    int rows, bias_dtype, activation;
     float alpha, beta;
-    const uint32_t *a[LM_FEW];
+    const uint32_t *a[MOST];
 } thin;
 
 static const void *element(const lm_matrix *x, int64_t i) {
@@ -35,14 +39,18 @@ static const void *element(const lm_matrix *x, int64_t i) {
 
 /* Columns j .. j + n - 1 of C. */
 static void columns(const thin *t, int64_t j, int64_t n, uint32_t *room) {
-    float sum[LM_FEW * GROUP], buf[GROUP], was[GROUP];
+    float sum[MOST * GROUP], buf[GROUP], was[GROUP];
     int64_t inner = t->w.pairs ? 2 * INNER : INNER;
     for (int64_t p = 0; p < t->k; p += inner) {
-        const uint32_t *at[LM_FEW];
-        for (int r = 0; r < t->high; r++) at[r] = t->a[r] + lm__words_of(t->w, p);
         lm_part part = {element(t->b, j * t->b->col_stride + p), t->b->col_stride, n,
                         lm__min(inner, t->k - p)};
-        lm__few_product(t->w, part, p, at, t->high, sum, GROUP, p > 0, room);
+        for (int first = 0; first < t->rows; first += LM_FEW) {
+            const uint32_t *at[LM_FEW];
+            int rows = (int)lm__min(LM_FEW, t->rows - first);
+            for (int r = 0; r < rows; r++) at[r] = t->a[first + r] + lm__words_of(t->w, p);
+            lm__few_product(t->w, part, p, at, lm__few_rows(rows, at), sum + first * GROUP,
+                            GROUP, p > 0, room);
+        }
     }
     const float *bias = t->bias ? lm__load(t->bias_dtype, t->bias, j, n, buf) : NULL;
     for (int r = 0; r < t->rows; r++) {
@@ -68,14 +76,13 @@ int lm__gemm_thin(int64_t m, int64_t n, int64_t k, double alpha, const lm_matrix
                   const lm_matrix *b, double beta, const lm_matrix *c, const void *bias,
                   int bias_dtype, int activation) {
     thin t = {
-        lm__words(a->dtype), n,           k,     b, c, bias, (int)m, 0, bias_dtype, activation,
+        lm__words(a->dtype), n,           k,     b, c, bias, (int)m, bias_dtype, activation,
         (float)alpha,        (float)beta, {NULL}};
     int64_t words = lm__words_of(t.w, k) + 1;
-    uint32_t *room = lm__scratch(LM_SCRATCH_B, (size_t)(LM_FEW * words) * sizeof *room);
+    uint32_t *room = lm__scratch(LM_SCRATCH_B, (size_t)(MOST * words) * sizeof *room);
     if (!room) return LM_KERNEL_EOOM;
     for (int r = 0; r < t.rows; r++)
         t.a[r] = lm__row_words(t.w, element(a, r * a->row_stride), k, room + r * words);
-    t.high = lm__few_rows(t.rows, t.a);
     int64_t groups = lm__ceil_div(n, GROUP);
     int st = LM_KERNEL_OK;
 #pragma omp parallel num_threads(lm__threads(n *k)) reduction(min : st)

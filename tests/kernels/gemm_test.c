@@ -134,7 +134,7 @@ static void all_cases(void) {
 static void few_rows(void) {
     const int64_t n[] = {16, 31, 64, 100, 391}, k[] = {16, 33, 128, 1030};
     int types = 0;
-    for (int64_t m = 1; m <= 70; m += m < 9 ? 1 : 20)
+    for (int64_t m = 1; m <= 70; m += m < 18 ? 1 : 20)
         for (int i = 0; i < 5; i++)
             for (int j = 0; j < 4; j++, types++) {
                 int dtype = types & 1, activation = types % 3 == 0 ? LM_SILU : 0;
