@@ -21,13 +21,13 @@ local function peers_of(names, precision, few)
   return list
 end
 
--- Bytes of weights that one position of `rows` tokens reads in the decoder, every token having its experts; with many rows
--- all experts are read.
+-- Bytes of weights that one position of `rows` tokens reads in the decoder: of its experts, those that some token goes to,
+-- on average where each token's are as good as drawn. Caches, prompt and source are not counted.
 local function bytes(job)
   local dim, hidden, size = job.dim, job.hidden, job.precision == 'bf16' and 2 or 4
   local matrices = job.layers and 3 or 2
   local layers, sparse = job.layers or job.decoder_layers, job.layers or job.decoder_layers / 2
-  local experts = math.min(job.experts, job.rows * job.beam * job.top_k)
+  local experts = job.experts * (1 - (1 - job.top_k / job.experts) ^ (job.rows * job.beam))
   local attention = (job.layers and 4 or 4 + 2) * dim * dim
   return size * (layers * attention + (sparse * experts + layers - sparse) * matrices * dim * hidden + job.vocab * dim)
 end
