@@ -13,7 +13,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 64 };
+enum { ROWS = 64, NARROW = 16 }; /* NARROW: rows that vectors only slow down are shorter */
 
 LM_CLONES static float sum_row(const float *x, int64_t n) {
     float s = 0;
@@ -42,6 +42,20 @@ LM_CLONES static void affine(float *y, const float *x, float mean, float rstd, c
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * rstd + (b ? b[i] : 0.0f);
     }
+}
+
+/* All three, of a narrow row. */
+static void narrow_row(float *y, float *mean, float *rstd, const float *x, const float *w,
+                       const float *b, float eps, int64_t n) {
+    float sum = 0, squares = 0, m = 0;
+    if (mean) {
+        for (int64_t i = 0; i < n; i++) sum += x[i];
+        *mean = m = sum / (float)n;
+    }
+    for (int64_t i = 0; i < n; i++) squares += (x[i] - m) * (x[i] - m);
+    float s = *rstd = 1.0f / sqrtf(squares / (float)n + eps);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (x[i] - m) * s * (w ? w[i] : 1.0f) + (b ? b[i] : 0.0f);
 }
 
 /* dx of one row; dw and db gather when not NULL. centred: layer norm */
@@ -139,6 +153,11 @@ static int forward(int dtype, int64_t rows, int64_t n, void *y, float *mean, flo
                                      : lm__load(dtype, x, r * n, n, buf + IN * n);
                 if (!y) continue;
                 float *out = lm__open(dtype, y, r * n, buf + OUT * n);
+                if (n < NARROW) {
+                    narrow_row(out, mean ? mean + r : NULL, rstd + r, v, w, b, (float)eps, n);
+                    lm__close(dtype, y, r * n, n, out);
+                    continue;
+                }
                 float m = mean ? sum_row(v, n) / (float)n : 0.0f;
                 float s = 1.0f / sqrtf(square_sum(v, m, n) / (float)n + (float)eps);
                 affine(out, v, m, s, w, b, n);

@@ -87,8 +87,9 @@ typedef struct {
     int w_dtype;
 } prepared;
 
-static int prepare(const char *op, bool layer, const lm_tensor *x, lm_tensor *weight,
-                   lm_tensor *bias, prepared *p) {
+/* stats: the statistics get a tensor */
+static int prepare(const char *op, bool layer, bool stats, const lm_tensor *x,
+                   lm_tensor *weight, lm_tensor *bias, prepared *p) {
     char xs[96];
     int st = LM_OK;
     if (x->ndim == 0)
@@ -101,7 +102,7 @@ static int prepare(const char *op, bool layer, const lm_tensor *x, lm_tensor *we
     if (weight && bias && weight->dtype != bias->dtype) p->w_dtype = LM_F32;
     if (weight) st = lm__tensor_dense(weight, p->w_dtype, &p->weight);
     if (st == LM_OK && bias) st = lm__tensor_dense(bias, p->w_dtype, &p->bias);
-    if (st == LM_OK) st = lm_tensor_new(LM_F32, 1 + layer, shape + !layer, &p->stats);
+    if (st == LM_OK && stats) st = lm_tensor_new(LM_F32, 1 + layer, shape + !layer, &p->stats);
     return st;
 }
 
@@ -119,21 +120,31 @@ static void release(prepared *p) {
     lm_tensor_release(p->stats);
 }
 
+static bool wants_gradient(const lm_tensor *t) { return t && t->requires_grad; }
+
 static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
                 double eps, lm_tensor **out) {
+    enum { FEW = 64 };
+    float few[2 * FEW]; /* statistics of few rows that nobody asks for again */
     prepared p = {NULL};
     lm_tensor *dense = NULL, *y = NULL;
     lm_node *n = NULL;
     int st = lm__floating(op, x);
-    if (st == LM_OK) st = prepare(op, layer, x, weight, bias, &p);
+    bool kept =
+        st == LM_OK && (lm__rows(x) > FEW ||
+                        (lm__grad_enabled() &&
+                         (x->requires_grad || wants_gradient(weight) || wants_gradient(bias))));
+    if (st == LM_OK) st = prepare(op, layer, kept, x, weight, bias, &p);
     if (st == LM_OK) st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
-    if (st == LM_OK)
+    if (st == LM_OK) {
+        float *means = kept ? mean(p.stats) : layer ? few + FEW : NULL;
         st =
             lm__ran(op, lm__kernels(x)->norm_fwd(x->dtype, lm__rows(x), lm__width(x), y->data,
-                                                 mean(p.stats), rstd(p.stats), dense->data,
+                                                 means, kept ? rstd(p.stats) : few, dense->data,
                                                  data(p.weight), data(p.bias), p.w_dtype, eps));
-    if (st == LM_OK)
+    }
+    if (st == LM_OK && kept)
         st = lm__record(op, norm_backward, 3, (lm_tensor *[]){x, weight, bias}, 1, &y, &n);
     if (st == LM_OK) st = save(n, layer, dense, &p);
     lm_tensor_release(dense), release(&p);
@@ -184,7 +195,7 @@ static int dropout_add_norm(const char *op, bool layer, lm_tensor *h, lm_tensor 
     lm_draw draw;
     int st = lm__residual(op, h, x, &dh, &dx);
     if (st == LM_OK) st = lm__dropout_draw(op, h, p, high, low, rows, &ids, &draw);
-    if (st == LM_OK) st = prepare(op, layer, x, weight, bias, &with);
+    if (st == LM_OK) st = prepare(op, layer, true, x, weight, bias, &with);
     for (int i = 0; i < 2 && st == LM_OK; i++) st = lm__tensor_like(dx, dx->dtype, &made[i]);
     if (st == LM_OK && p > 0 && lm__grad_enabled() && h->requires_grad)
         st = lm__dropout_mask(h, &mask);
