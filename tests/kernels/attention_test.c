@@ -124,8 +124,8 @@ static void rotary_case(int dtype, int64_t t, int64_t d) {
     for (int on_the_way = 0; on_the_way < 2; on_the_way++) {
         void **at = g[on_the_way], *q = on_the_way ? x[0] : turned[0];
         void *k = on_the_way ? x[1] : turned[1], *y = o[on_the_way];
-        lm_attention p = {dtype, 1,    B, H, t, t, H, d, 0.3, NULL,
-                          NULL,  NULL, l, l, l, l, l, l, l,   l};
+        lm_attention p = {dtype, 1, B, H, t, t, H, d, 0.3, NULL, NULL,
+                          NULL,  l, l, l, l, l, l, l, l,   NULL, 0};
         if (on_the_way) p.cos = cos_table, p.sin = sin_table;
         ok(lm_cpu_attention_fwd(&p, y, lse, q, k, x[2]));
         ok(lm_cpu_attention_bwd(&p, at[0], at[1], at[2], d_o, q, k, x[2], y, lse));

@@ -29,8 +29,8 @@ static double rounded(int dtype, double x) {
     return dtype == LM_BF16 ? (double)lm_bf16_to_f32(lm_f32_to_bf16((float)x)) : x;
 }
 
-typedef struct { /* one arrival, in double */
-    double *x, *dy, *pre, *h, *dh, *dpre;
+typedef struct { /* one arrival, in double; off: a tenth of the terms that dpre is made of */
+    double *x, *dy, *pre, *h, *dh, *dpre, *off;
 } row;
 
 /* Checks y, dx and dscale of a row, as exactly as the size of the terms allows; keeps what the
@@ -42,8 +42,11 @@ static void check_row(const ffn_case *c, const lm_ffn *f, int64_t e, row *r, int
     double eps = c->dtype == LM_BF16 ? 8e-3 : 1e-5, dot = 0, size = 0;
     for (int64_t n = 0; n < wide; n++) {
         double sum = c->bias ? get(c->dtype, f->up_bias, e * wide + n) : 0;
-        for (int64_t d = 0; d < dim; d++)
-            sum += r->x[d] * get(c->dtype, f->up, (e * wide + n) * dim + d);
+        r->off[n] = 0;
+        for (int64_t d = 0; d < dim; d++) {
+            double v = r->x[d] * get(c->dtype, f->up, (e * wide + n) * dim + d);
+            sum += v, r->off[n] += fabs(v) / 10;
+        }
         r->pre[n] = rounded(c->dtype, sum);
     }
     for (int64_t n = 0; n < hidden; n++)
@@ -60,20 +63,30 @@ static void check_row(const ffn_case *c, const lm_ffn *f, int64_t e, row *r, int
         near(get(c->dtype, y, at * dim + d), sum, eps * (1 + terms));
     }
     for (int64_t n = 0; n < hidden; n++) {
-        double dh = 0, g = r->pre[n], u = wide > hidden ? r->pre[hidden + n] : 1;
-        for (int64_t d = 0; d < dim; d++)
-            dh += r->dy[d] * get(c->dtype, f->down, (e * dim + d) * hidden + n);
+        double dh = 0, off = 0, g = r->pre[n], u = wide > hidden ? r->pre[hidden + n] : 1;
+        for (int64_t d = 0; d < dim; d++) {
+            double v = r->dy[d] * get(c->dtype, f->down, (e * dim + d) * hidden + n);
+            dh += v, off += fabs(v) / 10;
+        }
         dot += dh * r->h[n], size += fabs(dh * r->h[n]);
         r->dpre[n] = rounded(c->dtype, scale * dh * u * slope_of(c->activation, g));
         if (wide > hidden)
             r->dpre[hidden + n] = rounded(c->dtype, scale * dh * value_of(c->activation, g));
+        /* what g, u and dh are off by, the slope's own slope being less than 1 */
+        double off_g = r->off[n], off_u = wide > hidden ? r->off[hidden + n] : 0;
+        double slope = fabs(slope_of(c->activation, g)),
+               value = fabs(value_of(c->activation, g));
+        r->off[n] = fabs(scale) *
+                    (off * fabs(u) * slope + fabs(dh) * (off_u * slope + off_g * fabs(u)));
+        if (wide > hidden)
+            r->off[hidden + n] = fabs(scale) * (off * value + fabs(dh) * off_g * slope);
     }
     near((double)dscale[at], dot, eps * (1 + size));
     for (int64_t d = 0; d < dim; d++) {
         double sum = 0, terms = 0;
         for (int64_t n = 0; n < wide; n++) {
-            double v = r->dpre[n] * get(c->dtype, f->up, (e * wide + n) * dim + d);
-            sum += v, terms += fabs(v);
+            double w = get(c->dtype, f->up, (e * wide + n) * dim + d), v = r->dpre[n] * w;
+            sum += v, terms += fabs(v) + fabs(r->off[n] * w);
         }
         near(get(c->dtype, dx, at * dim + d), sum, eps * (1 + terms));
     }
@@ -136,10 +149,11 @@ static void run(const ffn_case *c) {
     ok(lm_cpu_ffn_bwd(&f, &g, dy, x, c->recompute ? NULL : pre, c->scaled ? scale : NULL,
                       room));
 
-    size_t n = (size_t)(dim + dim + 2 * hidden + hidden + hidden + 2 * hidden);
+    size_t n = (size_t)(dim + dim + 2 * hidden + hidden + hidden + 2 * hidden + 2 * hidden);
     double *space = calloc(n, sizeof *space);
-    row r = {space, space + dim, space + 2 * dim, 0, 0, 0};
+    row r = {space, space + dim, space + 2 * dim, 0, 0, 0, 0};
     r.h = r.pre + 2 * hidden, r.dh = r.h + hidden, r.dpre = r.dh + hidden;
+    r.off = r.dpre + 2 * hidden;
     double *want[4],
         *size[4]; /* size: of the terms, by which sums of rounded ones may be off */
     const int64_t sizes_of[4] = {wide * dim, dim * hidden, wide, dim};
@@ -148,7 +162,7 @@ static void run(const ffn_case *c) {
         want[i] = calloc((size_t)sizes_of[i], sizeof(double));
         size[i] = calloc((size_t)sizes_of[i], sizeof(double));
     }
-#define ADD(i, at, term) (want[i][at] += (term), size[i][at] += fabs(term))
+#define ADD(i, at, term, off) (want[i][at] += (term), size[i][at] += fabs(term) + fabs(off))
     for (int64_t e = 0; e < E; e++) {
         for (int i = 0; i < 4; i++)
             for (int64_t q = 0; q < sizes_of[i]; q++)
@@ -161,12 +175,13 @@ static void run(const ffn_case *c) {
             }
             check_row(c, &f, e, &r, a, y, dx, dscale, s);
             for (int64_t m = 0; m < wide; m++)
-                for (int64_t d = 0; d < dim; d++) ADD(0, m * dim + d, r.dpre[m] * r.x[d]);
+                for (int64_t d = 0; d < dim; d++)
+                    ADD(0, m * dim + d, r.dpre[m] * r.x[d], r.off[m] * r.x[d]);
             for (int64_t d = 0; d < dim; d++)
                 for (int64_t m = 0; m < hidden; m++)
-                    ADD(1, d * hidden + m, r.dy[d] * r.h[m] * s);
-            for (int64_t m = 0; m < wide; m++) ADD(2, m, r.dpre[m]);
-            for (int64_t d = 0; d < dim; d++) ADD(3, d, s * r.dy[d]);
+                    ADD(1, d * hidden + m, r.dy[d] * r.h[m] * s, 0);
+            for (int64_t m = 0; m < wide; m++) ADD(2, m, r.dpre[m], r.off[m]);
+            for (int64_t d = 0; d < dim; d++) ADD(3, d, s * r.dy[d], 0);
         }
         for (int i = 0; i < 4; i++)
             for (int64_t q = 0; q < sizes_of[i]; q++)
