@@ -24,7 +24,6 @@ typedef void fold_fn(float *acc, const float *x, int64_t rows, int64_t ld, int64
 FOLD(fold_sum, a + x)
 FOLD(fold_max, (x > a || x != x ? x : a))
 FOLD(fold_min, (x < a || x != x ? x : a))
-FOLD(fold_square, a + x * x)
 
 static fold_fn *fold_of(int op) {
     return op == LM_MAX ? fold_max : op == LM_MIN ? fold_min : fold_sum;
@@ -264,9 +263,35 @@ int lm_cpu_sum_all(int dtype, int64_t n, const void *x, double *out) {
     return LM_KERNEL_OK;
 }
 
+LM_CLONES static double squares(const float *x, int64_t n) {
+    enum { SUMS = 64 }; /* at once, or each waits for the last */
+    double acc[SUMS] = {0}, all = 0;
+    for (int64_t i = 0; i + SUMS <= n; i += SUMS)
+        for (int64_t j = 0; j < SUMS; j++) acc[j] += (double)x[i + j] * (double)x[i + j];
+    for (int64_t j = 0; j < SUMS; j++) all += acc[j];
+    for (int64_t i = n / SUMS * SUMS; i < n; i++) all += (double)x[i] * (double)x[i];
+    return all;
+}
+
+/* In double: a norm is the same to the last digit of a float, however the elements are dealt to
+ * ranks. */
 int lm_cpu_sqsum(int dtype, int64_t n, const void *x, double *out) {
+    enum { SPANS = 1024 };
     if (!lm__is_float(dtype)) return LM_KERNEL_EDTYPE;
-    *out = long_row(fold_square, LM_SUM, dtype, x, 0, n);
+    double part[SPANS], all = 0;
+    int64_t span = lm__ceil_div(lm__ceil_div(n, LM_CHUNK), SPANS) * LM_CHUNK;
+    int64_t spans = span > 0 ? lm__ceil_div(n, span) : 0;
+#pragma omp parallel for schedule(static) num_threads(lm__threads(n))
+    for (int64_t s = 0; s < spans; s++) {
+        LM_BUFFER float buf[LM_CHUNK];
+        part[s] = 0;
+        for (int64_t at = s * span; at < lm__min(n, (s + 1) * span); at += LM_CHUNK) {
+            int64_t len = lm__min(LM_CHUNK, n - at);
+            part[s] += squares(lm__load(dtype, x, at, len, buf), len);
+        }
+    }
+    for (int64_t s = 0; s < spans; s++) all += part[s];
+    *out = all;
     return LM_KERNEL_OK;
 }
 

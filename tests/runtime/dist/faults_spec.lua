@@ -36,7 +36,8 @@ describe('a rank that', function()
     { 'error_amid', '^%[rank 1%] tests/runtime/dist/faults.lua:%d+: no such thing\n' },
     { 'exit' },
     { 'leaves', '^%[rank 0%] [^\n]*all_reduce over 2 ranks: rank 1 has already left the job\n' },
-    { 'leaves_amid', '^%[rank 0%] [^\n]*all_to_all over 2 ranks: rank 1 has already left the job\n' },
+    -- what it began may have arrived, and then it is missed by the next call
+    { 'leaves_amid', '^%[rank 0%] [^\n]*all_%l+[_%l]* over 2 ranks: rank 1 has already left the job\n' },
     { 'dies', 'rank 1 .* exited on signal 11' },
     { 'killed', 'rank 1 .* exited on signal 9' },
     { 'killed_amid', 'rank 1 .* exited on signal 9' },
