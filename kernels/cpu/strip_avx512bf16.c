@@ -8,20 +8,21 @@
 #define MULTIPLY_ADD(sum, word, b)                                                             \
     sum = (lanes)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)_mm512_set1_epi32((int)(word)),     \
                                   (__m512bh)(b))
-#define STREAM(to, sum)        _mm512_stream_ps((float *)(to), (__m512)(sum))
-#define COLUMNS(v, row, below) columns(v, row, below)
+#define STREAM(to, sum) _mm512_stream_ps((float *)(to), (__m512)(sum))
+#define COLUMNS(v, row, below)                                                                 \
+    ((v)[0] = (lanes)woven(order[0], row, below), (v)[1] = (lanes)woven(order[1], row, below))
 #include <immintrin.h>
 #include <stdint.h>
-static inline __attribute__((always_inline)) void columns(void *v, const void *row,
-                                                          const void *below) {
-    static const uint16_t order[2][32] = {
-        {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
-        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
-         24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
-    __m512i a = _mm512_loadu_si512(row), b = _mm512_loadu_si512(below), *to = v;
-    to[0] = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(order[0]), b);
-    to[1] = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(order[1]), b);
+/* numbers of a row and of the one below it, in turns */
+static const uint16_t order[2][32] = {
+    {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+    {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+     24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+static inline __attribute__((always_inline)) __m512i woven(const uint16_t *by, const void *row,
+                                                           const void *below) {
+    return _mm512_permutex2var_epi16(_mm512_loadu_si512(row), _mm512_loadu_si512(by),
+                                     _mm512_loadu_si512(below));
 }
 #include "kernels/cpu/strip_body.h"
 #else

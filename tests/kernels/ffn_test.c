@@ -179,9 +179,9 @@ static void run(const ffn_case *c) {
                     ADD(0, m * dim + d, r.dpre[m] * r.x[d], r.off[m] * r.x[d]);
             for (int64_t d = 0; d < dim; d++)
                 for (int64_t m = 0; m < hidden; m++)
-                    ADD(1, d * hidden + m, r.dy[d] * r.h[m] * s, 0);
+                    ADD(1, d * hidden + m, r.dy[d] * r.h[m] * s, 0.0);
             for (int64_t m = 0; m < wide; m++) ADD(2, m, r.dpre[m], r.off[m]);
-            for (int64_t d = 0; d < dim; d++) ADD(3, d, s * r.dy[d], 0);
+            for (int64_t d = 0; d < dim; d++) ADD(3, d, s * r.dy[d], 0.0);
         }
         for (int i = 0; i < 4; i++)
             for (int64_t q = 0; q < sizes_of[i]; q++)
