@@ -10,11 +10,11 @@
                                   (__m512bh)(b))
 #define STREAM(to, sum) _mm512_stream_ps((float *)(to), (__m512)(sum))
 #define COLUMNS(v, row, below)                                                                 \
-    ((v)[0] = (lanes)woven(order[0], row, below), (v)[1] = (lanes)woven(order[1], row, below))
+    ((v)[0] = (lanes)woven(weave[0], row, below), (v)[1] = (lanes)woven(weave[1], row, below))
 #include <immintrin.h>
 #include <stdint.h>
 /* numbers of a row and of the one below it, in turns */
-static const uint16_t order[2][32] = {
+static const uint16_t weave[2][32] = {
     {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
     {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
