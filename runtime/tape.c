@@ -113,13 +113,16 @@ static lm_node *node_of(lm_tensor *t) {
     return t->node;
 }
 
+bool lm__recording(int inputs, lm_tensor *const *in) {
+    bool wanted = false;
+    for (int i = 0; i < inputs && grad_enabled; i++) wanted |= in[i] && in[i]->requires_grad;
+    return wanted;
+}
+
 int lm__record(const char *op, lm_backward_fn backward, int inputs, lm_tensor *const *in,
                int outputs, lm_tensor *const *out, lm_node **node) {
     *node = NULL;
-    bool wanted = false;
-    if (grad_enabled)
-        for (int i = 0; i < inputs; i++) wanted |= in[i] && in[i]->requires_grad;
-    if (!wanted) return LM_OK;
+    if (!lm__recording(inputs, in)) return LM_OK;
 
     lm_node *n = node_new(op, inputs, outputs);
     if (!n) return lm_fail(LM_EOOM, "%s: no memory for the tape", op);

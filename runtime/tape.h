@@ -49,6 +49,8 @@ struct lm_node {
 };
 
 bool lm__grad_enabled(void);
+/* Whether lm__record would: gradients are recorded, and some input, if not NULL, wants one. */
+bool lm__recording(int inputs, lm_tensor *const *in);
 int lm__record(const char *op, lm_backward_fn backward, int inputs, lm_tensor *const *in,
                int outputs, lm_tensor *const *out, lm_node **node);
 int lm__save(lm_node *n, int slot, lm_tensor *t); /* n or t may be NULL */

@@ -192,12 +192,6 @@ static int check(const lm_plan *p, lm_tensor *const in[], int activation) {
     return st;
 }
 
-static bool recorded(lm_tensor *const in[]) {
-    bool any = false;
-    for (int i = 0; i < INPUTS; i++) any |= in[i] && in[i]->requires_grad;
-    return any && lm__grad_enabled();
-}
-
 /* Of one dtype, each in one piece. */
 static int dense_inputs(lm_tensor *const in[], lm_tensor *dense[]) {
     int dtype = lm__promote(in[X], in[UP]), st = LM_OK;
@@ -221,7 +215,7 @@ int lm_moe_ffn(lm_plan *p, lm_tensor *x, lm_tensor *up, lm_tensor *up_bias, lm_t
     lm_dist_progress();
     st = dense_inputs(in, dense);
     if (st == LM_OK && weights) st = find_rows(p, &dense[ROW], &dense[AT]);
-    if (st == LM_OK && recorded(in) && !recompute)
+    if (st == LM_OK && lm__recording(INPUTS, in) && !recompute)
         st = lm__rows_new(dense[X]->dtype, p->arrivals, up->shape[1], &dense[PRE]);
     if (st == LM_OK) st = lm__rows_new(dense[X]->dtype, p->arrivals, x->shape[1], &rows);
     if (st == LM_OK) {

@@ -100,6 +100,8 @@ static int check(lm_tensor *q, lm_tensor *k, lm_tensor *v, lm_tensor *mask) {
     return LM_OK;
 }
 
+static float *floats_of(const lm_tensor *t) { return t ? (float *)(void *)t->data : NULL; }
+
 int lm_scaled_dot_product_attention(lm_tensor *q, lm_tensor *k, lm_tensor *v,
                                     lm_tensor *key_mask, int causal, double scale,
                                     lm_tensor **out) {
@@ -107,25 +109,24 @@ int lm_scaled_dot_product_attention(lm_tensor *q, lm_tensor *k, lm_tensor *v,
     if (st != LM_OK) return st;
     int dtype = lm__promote(q, k);
     if (dtype != v->dtype) dtype = LM_F32;
-    lm_tensor *s[MASK + 1] = {NULL}, *y = NULL;
+    lm_tensor *in[] = {q, k, v}, *s[MASK + 1] = {NULL}, *y = NULL;
+    bool recording = lm__recording(3, in);
     lm_node *n = NULL;
     st = heads_of(q, dtype, &s[Q]);
     if (st == LM_OK) st = heads_of(k, dtype, &s[K]);
     if (st == LM_OK) st = heads_of(v, dtype, &s[V]);
     if (st == LM_OK && key_mask) st = lm__tensor_dense(key_mask, LM_U8, &s[MASK]);
     if (st == LM_OK) st = heads_like(s[Q], &y);
-    if (st == LM_OK) st = lm_tensor_new(LM_F32, 3, q->shape, &s[LSE]);
+    if (st == LM_OK && recording) st = lm_tensor_new(LM_F32, 3, q->shape, &s[LSE]);
     if (st == LM_OK) {
         lm_attention p = problem(s[Q], s[K], s[V], y, s[MASK], causal, scale);
         st = lm__ran("scaled_dot_product_attention",
-                     lm__kernels(q)->attention_fwd(&p, y->data, (float *)(void *)s[LSE]->data,
-                                                   s[Q]->data, s[K]->data, s[V]->data));
+                     lm__kernels(q)->attention_fwd(&p, y->data, floats_of(s[LSE]), s[Q]->data,
+                                                   s[K]->data, s[V]->data));
     }
-    if (st == LM_OK)
-        st =
-            lm__record("attention", attention_backward, 3, (lm_tensor *[]){q, k, v}, 1, &y, &n);
+    if (st == LM_OK) st = lm__record("attention", attention_backward, 3, in, 1, &y, &n);
     if (n) n->i[0] = causal, n->f[0] = scale;
-    for (int i = 0; i <= MASK && st == LM_OK; i++) st = lm__save(n, i, i == O ? y : s[i]);
+    for (int i = 0; n && i <= MASK && st == LM_OK; i++) st = lm__save(n, i, i == O ? y : s[i]);
     for (int i = 0; i <= MASK; i++) lm_tensor_release(s[i]);
     return lm__finish(st, y, out);
 }
@@ -237,29 +238,28 @@ int lm_packed_attention(lm_tensor *q, lm_tensor *kv, int64_t heads, lm_tensor *k
     int dtype = kv ? lm__promote(q, kv) : q->dtype, first = kv ? 0 : 1, parts = kv ? 2 : 3;
     int64_t lse[] = {q->shape[0], heads, q->shape[1]};
     int64_t shape[] = {q->shape[0], q->shape[1], q->shape[2] / (kv ? 1 : 3)};
-    lm_tensor *s[PACKED_MASK + 1] = {NULL}, *y = NULL;
+    lm_tensor *in[] = {q, kv}, *s[PACKED_MASK + 1] = {NULL}, *y = NULL;
+    bool recording = lm__recording(2, in);
     lm_node *n = NULL;
     lm_attention p;
     st = lm__tensor_dense(q, dtype, &s[PACKED_Q]);
     if (st == LM_OK && kv) st = lm__tensor_dense(kv, dtype, &s[PACKED_KV]);
     if (st == LM_OK && key_mask) st = lm__tensor_dense(key_mask, LM_U8, &s[PACKED_MASK]);
     if (st == LM_OK) st = lm_tensor_new(dtype, 3, shape, &y);
-    if (st == LM_OK) st = lm_tensor_new(LM_F32, 3, lse, &s[PACKED_LSE]);
+    if (st == LM_OK && recording) st = lm_tensor_new(LM_F32, 3, lse, &s[PACKED_LSE]);
     if (st == LM_OK)
         st = packed_problem(s[PACKED_Q], s[PACKED_KV], s[PACKED_MASK], heads, causal, scale,
                             rope_base, &p);
     if (st == LM_OK) {
         const lm_tensor *k = kv ? s[PACKED_KV] : s[PACKED_Q];
         st = lm__ran("packed_attention",
-                     lm__kernels(q)->attention_fwd(
-                         &p, y->data, (float *)(void *)s[PACKED_LSE]->data, s[PACKED_Q]->data,
-                         part_of(k, first, parts), part_of(k, first + 1, parts)));
+                     lm__kernels(q)->attention_fwd(&p, y->data, floats_of(s[PACKED_LSE]),
+                                                   s[PACKED_Q]->data, part_of(k, first, parts),
+                                                   part_of(k, first + 1, parts)));
     }
-    if (st == LM_OK)
-        st = lm__record("packed_attention", packed_backward, 2, (lm_tensor *[]){q, kv}, 1, &y,
-                        &n);
+    if (st == LM_OK) st = lm__record("packed_attention", packed_backward, 2, in, 1, &y, &n);
     if (n) n->i[0] = heads, n->i[1] = causal, n->f[0] = scale, n->f[1] = rope_base;
-    for (int i = 0; i <= PACKED_MASK; i++)
+    for (int i = 0; n && i <= PACKED_MASK; i++)
         if (st == LM_OK) st = lm__save(n, i, i == PACKED_O ? y : s[i]);
     for (int i = 0; i <= PACKED_MASK; i++) lm_tensor_release(s[i]);
     return lm__finish(st, y, out);

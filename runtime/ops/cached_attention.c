@@ -75,8 +75,8 @@ int lm_cached_attention(lm_tensor *qkv, lm_tensor *k, lm_tensor *v, lm_tensor *r
     if (st == LM_OK && rows) st = rows_exist(rows, first, k->shape[0]);
     if (st != LM_OK) return st;
     int64_t batch = qkv->shape[0], time = qkv->shape[1], dim = k->shape[3];
-    int64_t shape[] = {batch, time, heads * dim}, lse_shape[] = {batch, heads, time};
-    lm_tensor *x = NULL, *q = NULL, *y = NULL, *lse = NULL;
+    int64_t shape[] = {batch, time, heads * dim};
+    lm_tensor *x = NULL, *q = NULL, *y = NULL;
     lm_attention p = {.dtype = qkv->dtype,
                       .causal = 1,
                       .batch = batch,
@@ -95,7 +95,6 @@ int lm_cached_attention(lm_tensor *qkv, lm_tensor *k, lm_tensor *v, lm_tensor *r
     st = lm__tensor_dense(qkv, qkv->dtype, &x);
     if (st == LM_OK) st = lm_tensor_new(qkv->dtype, 3, shape, &q);
     if (st == LM_OK) st = lm_tensor_new(qkv->dtype, 3, shape, &y);
-    if (st == LM_OK) st = lm_tensor_new(LM_F32, 3, lse_shape, &lse);
     if (st == LM_OK && rope_base > 0)
         st = lm__rope_table(qkv, dim, rope_base, first + time, &p.cos, &p.sin);
     if (st == LM_OK) {
@@ -107,11 +106,9 @@ int lm_cached_attention(lm_tensor *qkv, lm_tensor *k, lm_tensor *v, lm_tensor *r
         p.rows = table;
         if (st == LM_OK)
             st = lm__ran("cached_attention",
-                         kernels->attention_fwd(&p, y->data, (float *)(void *)lse->data,
-                                                q->data, k->data, v->data));
+                         kernels->attention_fwd(&p, y->data, NULL, q->data, k->data, v->data));
     }
     lm_tensor_release(x);
     lm_tensor_release(q);
-    lm_tensor_release(lse);
     return lm__finish(st, y, out);
 }

@@ -120,8 +120,6 @@ static void release(prepared *p) {
     lm_tensor_release(p->stats);
 }
 
-static bool wants_gradient(const lm_tensor *t) { return t && t->requires_grad; }
-
 static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
                 double eps, lm_tensor **out) {
     enum { FEW = 64 };
@@ -130,10 +128,8 @@ static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_
     lm_tensor *dense = NULL, *y = NULL;
     lm_node *n = NULL;
     int st = lm__floating(op, x);
-    bool kept =
-        st == LM_OK && (lm__rows(x) > FEW ||
-                        (lm__grad_enabled() &&
-                         (x->requires_grad || wants_gradient(weight) || wants_gradient(bias))));
+    lm_tensor *in[] = {x, weight, bias};
+    bool kept = st == LM_OK && (lm__rows(x) > FEW || lm__recording(3, in));
     if (st == LM_OK) st = prepare(op, layer, kept, x, weight, bias, &p);
     if (st == LM_OK) st = lm__tensor_dense(x, x->dtype, &dense);
     if (st == LM_OK) st = lm__tensor_like(x, x->dtype, &y);
@@ -144,8 +140,7 @@ static int norm(const char *op, bool layer, lm_tensor *x, lm_tensor *weight, lm_
                                                  means, kept ? rstd(p.stats) : few, dense->data,
                                                  data(p.weight), data(p.bias), p.w_dtype, eps));
     }
-    if (st == LM_OK && kept)
-        st = lm__record(op, norm_backward, 3, (lm_tensor *[]){x, weight, bias}, 1, &y, &n);
+    if (st == LM_OK && kept) st = lm__record(op, norm_backward, 3, in, 1, &y, &n);
     if (st == LM_OK) st = save(n, layer, dense, &p);
     lm_tensor_release(dense), release(&p);
     return lm__finish(st, y, out);

@@ -12,13 +12,13 @@ local function layer(b, dtype, o)
 end
 
 -- The least time forward and backward can take: multiplying and adding, or reading the weights of every expert that has
--- tokens twice and writing their gradients.
+-- tokens twice and writing their gradients, which are f32.
 local function limit(job)
   return function(own, limits)
     local _, used = routing.load(job.ids, job.experts)
     local weights = 3 * job.dim * job.hidden
     local compute = 3 * 2 * weights * job.tokens * job.top_k / (limits[job.dtype] * 1e9)
-    local bytes = 3 * weights * used * (job.dtype == 'bf16' and 2 or 4)
+    local bytes = weights * used * (2 * (job.dtype == 'bf16' and 2 or 4) + 4)
     local memory = bytes / (math.max(limits.read, limits.copy, limits.update) * 1e9)
     return math.max(compute, memory) / (own.ms / 1e3)
   end

@@ -1,5 +1,5 @@
 --- The products of expert layers, by themselves, against what the machine can multiply and add: y = x w, dx = dy w' and
--- dw = x' dy of both matrices of a SwiGLU expert (dim 512, hidden 2048).
+-- dw = x' dy of both matrices of a SwiGLU expert (dim 512, hidden 2048), and all of them as one operation, as the layer has them.
 local routing = require 'tests.bench.routing'
 
 local MATRICES = { { 'up', 512, 4096 }, { 'down', 2048, 512 } } -- name, in, out
@@ -61,9 +61,26 @@ return {
       end
       add_up(b, ('all E %d k %d'):format(experts, top_k), dtype, records, gflop_of)
     end
+    -- As the layer has them: SwiGLU experts as one operation, forward and backward.
+    local function network(dtype, experts, top_k)
+      local dim, hidden = 512 / shrunk, 2048 / shrunk
+      local gflop = 3 * 3 * 2e-9 * tokens * top_k * dim * hidden
+      b:compare {
+        name = ('as one operation E %d k %d'):format(experts, top_k), dtype = dtype,
+        fields = { experts = experts, top_k = top_k, dtype = dtype }, quick = experts <= 32 and top_k == 2,
+        job = { tokens = tokens, experts = experts, top_k = top_k, ids = routing.ids('balanced', tokens, experts, top_k),
+          inputs = dim, outputs = hidden, form = 'all', dtype = dtype },
+        program = 'products', unit = 'GFLOP/s', parts = { 'product' },
+        value = function(_, result) return gflop / result.product * 1e3 end,
+        limit = function(own, limits) return gflop / own.product * 1e3 / limits[dtype] end,
+      }
+    end
     for _, dtype in ipairs { 'f32', 'bf16' } do
       for _, experts in ipairs { 8, 32, 128 } do
-        for _, top_k in ipairs { 2, 8 } do layer(dtype, experts, top_k) end
+        for _, top_k in ipairs { 1, 2, 8 } do
+          if top_k > 1 then layer(dtype, experts, top_k) end
+          network(dtype, experts, top_k)
+        end
       end
     end
   end,
