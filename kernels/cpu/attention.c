@@ -209,8 +209,8 @@ int lm_cpu_attention_fwd(const lm_attention *p, void *o, float *lse, const void 
                          const void *k, const void *v) {
     if (!lm__is_float(p->dtype)) return LM_KERNEL_EDTYPE;
     if (p->batch * p->heads * p->tq == 0) return LM_KERNEL_OK;
-    if (p->rows || (!lse && p->tq <= LM_ATTENTION_FEW && !p->cos))
-        return lm__attention_few(p, o, q, k, v); /* backward has the arithmetic of the rest */
+    if (p->rows || (p->tq <= LM_ATTENTION_FEW && !p->cos))
+        return lm__attention_few(p, o, lse, q, k, v);
     int threads = threads_for(p), failed = 0;
     int64_t blocks = lm__ceil_div(p->tq, QUERIES), heads = p->batch * p->heads;
     int64_t parts = heads >= 2 * threads ? 1 : blocks; /* few heads: share out their queries */

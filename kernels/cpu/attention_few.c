@@ -3,7 +3,7 @@
  *
  * There is little to compute: what takes time is that keys and values arrive. They are read
  * where they lie, once for all queries of a sequence, and no tile is made of them. A thread
- * owns a head; arithmetic is f32, and a query that may see no key gets 0. */
+ * owns a head; arithmetic is f32, and a query that may see no key gets 0, and lse = -inf. */
 #include "kernels/cpu/attention_few.h"
 #include "kernels/cpu/vecmath.h"
 
@@ -79,8 +79,8 @@ LM_CLONES static void mix_bf16(const view *w, float *y, const float *weight, int
     mix(1, w, y, weight, keys, v);
 }
 
-/* s becomes exp(s - max) / sum, 0 where mask is. */
-LM_CLONES static void softmax_row(float *s, const uint8_t *mask, int64_t n) {
+/* s becomes exp(s - max) / sum, 0 where mask is; returns the log of the sum. */
+LM_CLONES static float softmax_row(float *s, const uint8_t *mask, int64_t n) {
     float most[LANES], total[LANES], max = -INFINITY, sum = 0;
     for (int l = 0; l < LANES; l++) most[l] = -INFINITY, total[l] = 0;
     for (int64_t j = 0; mask && j < n; j++) s[j] = mask[j] ? s[j] : -INFINITY;
@@ -107,11 +107,12 @@ LM_CLONES static void softmax_row(float *s, const uint8_t *mask, int64_t n) {
     float by = sum > 0 ? 1.0f / sum : 0.0f;
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) s[j] *= by;
+    return sum > 0 ? max + logf(sum) : -INFINITY;
 }
 
 /* Queries i0 .. i0 + n - 1 of head h. room: q and y of each, then scores. */
 static void queries(const view *w, int64_t h, int64_t i0, int64_t n, float *room, void *o,
-                    const void *q, const void *k, const void *v) {
+                    float *lse, const void *q, const void *k, const void *v) {
     const lm_attention *p = w->p;
     int bf16 = p->dtype == LM_BF16;
     float *in = room, *y = in + n * p->dim, *s = y + p->dim;
@@ -125,7 +126,9 @@ static void queries(const view *w, int64_t h, int64_t i0, int64_t n, float *room
         float *line = s + r * p->tk;
         int64_t seen = p->causal ? lm__min(w->keys, i0 + r + p->tk - p->tq + 1) : w->keys;
         seen = lm__max(seen, 0);
-        softmax_row(line, p->key_mask ? p->key_mask + w->b * p->tk : NULL, seen);
+        float log_sum =
+            softmax_row(line, p->key_mask ? p->key_mask + w->b * p->tk : NULL, seen);
+        if (lse) lse[(w->b * p->heads + h) * p->tq + i0 + r] = log_sum;
         memset(y, 0, (size_t)p->dim * sizeof *y);
         (bf16 ? mix_bf16 : mix_f32)(w, y, line, seen, v);
         int64_t to = w->b * p->o.batch + h * p->o.head + (i0 + r) * p->o.time;
@@ -134,7 +137,7 @@ static void queries(const view *w, int64_t h, int64_t i0, int64_t n, float *room
     }
 }
 
-int lm__attention_few(const lm_attention *p, void *o, const void *q, const void *k,
+int lm__attention_few(const lm_attention *p, void *o, float *lse, const void *q, const void *k,
                       const void *v) {
     int64_t heads = p->batch * p->heads, most = lm__min(p->tq, LM_ATTENTION_FEW);
     int threads = lm__threads(heads * p->tq * p->tk * p->dim / 4), failed = 0;
@@ -150,7 +153,7 @@ int lm__attention_few(const lm_attention *p, void *o, const void *q, const void 
             if (p->key_mask)
                 while (w.keys > 0 && !p->key_mask[w.b * p->tk + w.keys - 1]) w.keys--;
             for (int64_t i = 0; i < p->tq && room; i += most)
-                queries(&w, h, i, lm__min(most, p->tq - i), room, o, q, k, v);
+                queries(&w, h, i, lm__min(most, p->tq - i), room, o, lse, q, k, v);
         }
     }
     return failed ? LM_KERNEL_EOOM : LM_KERNEL_OK;
