@@ -106,17 +106,23 @@ LM_CLONES static void adamw_chunk(float *restrict p, const float *restrict g, fl
 LM_INLINE uint16_t bits_for_v(uint16_t bits) { return (uint16_t)(bits * 40193u); }
 LM_INLINE uint16_t bits_for_m(uint16_t bits) { return (uint16_t)(bits * 14849u); }
 
+/* With moments in bf16: they are read, and rounded. */
+LM_INLINE float adamw_narrow_one(const adamw_step *s, float p, float g, uint16_t *m,
+                                 uint16_t *v, uint16_t bits) {
+    float mf = lm_bf16_to_f32(*m), vf = lm_bf16_to_f32(*v);
+    p = adamw_one(s, p, g, &mf, &vf);
+    *m = rounded(mf, bits_for_m(bits)), *v = rounded(vf, bits_for_v(bits));
+    return p;
+}
+
 LM_CLONES static void adamw_chunk_moments(float *restrict p, const float *restrict g,
                                           uint16_t *restrict m, uint16_t *restrict v,
                                           const uint16_t *restrict bits, const adamw_step *step,
                                           int64_t n) {
     const adamw_step s = *step;
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        float mi = lm_bf16_to_f32(m[i]), vi = lm_bf16_to_f32(v[i]);
-        p[i] = adamw_one(&s, p[i], g[i], &mi, &vi);
-        m[i] = rounded(mi, bits_for_m(bits[i])), v[i] = rounded(vi, bits_for_v(bits[i]));
-    }
+    for (int64_t i = 0; i < n; i++)
+        p[i] = adamw_narrow_one(&s, p[i], g[i], &m[i], &v[i], bits[i]);
 }
 
 LM_CLONES static void adamw_chunk_all(uint16_t *restrict p, const float *restrict g,
@@ -125,11 +131,9 @@ LM_CLONES static void adamw_chunk_all(uint16_t *restrict p, const float *restric
                                       int64_t n) {
     const adamw_step s = *step;
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        float mi = lm_bf16_to_f32(m[i]), vi = lm_bf16_to_f32(v[i]);
-        p[i] = rounded(adamw_one(&s, lm_bf16_to_f32(p[i]), g[i], &mi, &vi), bits[i]);
-        m[i] = rounded(mi, bits_for_m(bits[i])), v[i] = rounded(vi, bits_for_v(bits[i]));
-    }
+    for (int64_t i = 0; i < n; i++)
+        p[i] = rounded(adamw_narrow_one(&s, lm_bf16_to_f32(p[i]), g[i], &m[i], &v[i], bits[i]),
+                       bits[i]);
 }
 
 /* Elements `at` to at + n - 1, with moments in bf16. */

@@ -12,24 +12,30 @@ void lm__strip_settle(void) {
 #endif
 }
 
-lm_words lm__words(int dtype) {
-    lm_words w = {dtype, 0, lm__strip_baseline, lm__few_baseline, NULL};
-    if (dtype == LM_F32) w.across = lm__across_baseline;
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        w.strip = lm__strip_avx2, w.few = lm__few_avx2;
-    if (w.strip == lm__strip_avx2 && dtype == LM_F32) w.across = lm__across_avx2;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
-        return w;
-    w.strip = lm__strip_avx512, w.few = lm__few_avx512;
-    if (dtype == LM_F32) w.across = lm__across_avx512;
-    /* Intel's products of bf16 pairs take twice the time of those of f32 (a Xeon of family 6,
-     * model 207, one thread: 73 against 136 GFLOP/s in tests/bench/kernels.c). */
-    if (dtype == LM_BF16 && __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel"))
-        w = (lm_words){dtype, 1, lm__strip_avx512bf16, lm__few_avx512bf16,
-                       lm__across_avx512bf16};
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+/* Intel's products of bf16 pairs take twice the time of those of f32 (a Xeon of family 6, model
+ * 207, one thread: 73 against 136 GFLOP/s in tests/bench/kernels.c). */
+static int multiplies_pairs(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel");
+}
 #endif
+
+lm_words lm__words(int dtype) {
+    lm_words w = {dtype, 0, lm__strip_baseline, lm__few_baseline, lm__across_baseline};
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (dtype == LM_BF16 && multiplies_pairs())
+        return (lm_words){dtype, 1, lm__strip_avx512bf16, lm__few_avx512bf16,
+                          lm__across_avx512bf16};
+    if (has_avx512())
+        w = (lm_words){dtype, 0, lm__strip_avx512, lm__few_avx512, lm__across_avx512};
+    else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        w = (lm_words){dtype, 0, lm__strip_avx2, lm__few_avx2, lm__across_avx2};
+#endif
+    if (dtype == LM_BF16) w.across = NULL;
     return w;
 }
 

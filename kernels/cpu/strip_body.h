@@ -223,7 +223,15 @@ void FEW(int64_t k, const uint32_t *a, int64_t ld, const uint32_t *const b[LM_FE
 
 /* ---- columns of a weight that lies across ---- */
 
-/* HIGH rows by two registers of columns. */
+/* One word of HIGH rows times two registers of columns. */
+LM_INLINE void add_word(lanes sum[HIGH][2], const uint32_t *a, const lanes v[2]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < HIGH; i++) {
+        MULTIPLY_ADD(sum[i][0], a[i], v[0]);
+        MULTIPLY_ADD(sum[i][1], a[i], v[1]);
+    }
+}
+
 LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld, float *c,
                       int64_t ldc, int go_on) {
     lanes sum[HIGH][2] = {{{0}}};
@@ -234,20 +242,12 @@ LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld,
     for (int64_t p = 0; p < words; p++, a += LM_STRIP_COLS, w += NUMBERS * ld) {
         lanes v[2];
         COLUMNS(v, w, w + ld);
-#pragma GCC unroll 8
-        for (int i = 0; i < HIGH; i++) {
-            MULTIPLY_ADD(sum[i][0], a[i], v[0]);
-            MULTIPLY_ADD(sum[i][1], a[i], v[1]);
-        }
+        add_word(sum, a, v);
     }
     if (n % NUMBERS) { /* the last word is half full */
         lanes v[2];
         COLUMNS(v, w, no_row);
-#pragma GCC unroll 8
-        for (int i = 0; i < HIGH; i++) {
-            MULTIPLY_ADD(sum[i][0], a[i], v[0]);
-            MULTIPLY_ADD(sum[i][1], a[i], v[1]);
-        }
+        add_word(sum, a, v);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < HIGH; i++)

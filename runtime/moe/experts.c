@@ -6,8 +6,6 @@
  * (part.c): messages are looked after before each product. */
 #include "runtime/moe/exchange_impl.h"
 
-static void drop_plan(void *p) { lm_plan_release(p); }
-
 static int input_gradient(lm_node *n, const lm_plan *p, lm_tensor *dy, lm_tensor *x,
                           lm_tensor *w) {
     lm_tensor *dx;
@@ -118,11 +116,7 @@ int lm_moe_linear(lm_plan *p, lm_tensor *x, lm_tensor *weight, lm_tensor *bias,
     if (st == LM_OK) st = lm__save(n, 0, dx);
     if (st == LM_OK) st = lm__save(n, 1, dw);
     if (st == LM_OK) st = lm__save(n, 2, db);
-    if (n) {
-        lm_plan_retain(p);
-        n->extra = p;
-        n->free_extra = drop_plan;
-    }
+    lm__hold_plan(n, p);
     lm_tensor_release(dx);
     lm_tensor_release(dw);
     lm_tensor_release(db);

@@ -4,10 +4,7 @@
  * here. With S the sum over the routes R that count (chosen, or kept):
  *   w_i = s_i / S,   ds_j = (g_j - sum over i in R of g_i w_i) / S   for j in R.
  * A route that does not count has the weight 0. */
-#include "runtime/moe/plan_impl.h"
-#include "runtime/ops/op.h"
-
-static void drop_plan(void *p) { lm_plan_release(p); }
+#include "runtime/moe/exchange_impl.h"
 
 static bool counts(const lm_plan *p, int64_t route, int normalize) {
     return p->expert_id[route] >= 0 && !(normalize == LM_NORMALIZE_KEPT && p->dropped[route]);
@@ -74,9 +71,7 @@ int lm_moe_weights(lm_plan *p, lm_tensor *scores, int normalize, lm_tensor **out
         /* an alias of y: saving y itself would make a circle of node and output */
         st = lm__save(n, 1, y);
         n->i[0] = normalize;
-        lm_plan_retain(p);
-        n->extra = p;
-        n->free_extra = drop_plan;
+        lm__hold_plan(n, p);
     }
     lm_tensor_release(dense);
     return lm__finish(st, y, out);

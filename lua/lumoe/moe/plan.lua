@@ -70,15 +70,18 @@ function plan.new(o)
   spec.seed, spec.stream = o.seed or 0, o.stream or 0
   check(C.lm_plan_new(spec, o.mesh.tokens.pointer, o.mesh.expert.pointer, plan_out))
   local p = ffi.gc(plan_out[0], C.lm_plan_release)
-  local capacity = C.lm_plan_capacity(p)
-  local made = setmetatable({ pointer = p, tokens = o.tokens, top_k = o.top_k, experts = o.experts,
-    capacity = capacity >= 0 and capacity or nil, valid_tokens = C.lm_plan_valid_tokens(p),
-    hash = ffi.string(C.lm_plan_hash(p)), mesh = o.mesh, parts = {} }, Plan)
+  local capacity, hash = C.lm_plan_capacity(p), ffi.string(C.lm_plan_hash(p))
+  -- Of one metatable, parts too: a compiled trace would keep the plan alive that another one was made of.
+  local function object(of, tokens)
+    return setmetatable({ pointer = of, tokens = tokens, top_k = o.top_k, experts = o.experts,
+      capacity = capacity >= 0 and capacity or nil, valid_tokens = C.lm_plan_valid_tokens(p), hash = hash, mesh = o.mesh,
+      parts = {} }, Plan)
+  end
+  local made = object(p, o.tokens)
   for i = 1, C.lm_plan_parts(p) do -- each keeps the whole alive
     local part = C.lm_plan_part(p, i - 1)
     C.lm_plan_retain(part)
-    made.parts[i] = setmetatable({ pointer = ffi.gc(part, C.lm_plan_release), tokens = C.lm_plan_tokens(part), parts = {} },
-      { __index = made })
+    made.parts[i] = object(ffi.gc(part, C.lm_plan_release), C.lm_plan_tokens(part))
   end
   return made
 end

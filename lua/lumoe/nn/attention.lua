@@ -83,6 +83,7 @@ function Attention:forward(x, opts)
   opts = opts or {}
   if opts.cache then
     if self.cross then return over_memory(self, x, opts) end
+    if opts.key_mask then status.argument 'attention: what a cache holds is seen whole; it takes no key_mask' end
     return over_itself(self, x, opts.cache)
   end
   local rows, memory, kv = x:size(0), opts.memory, nil

@@ -25,8 +25,8 @@ describe('one batch under every layout', function()
     end)
   end
 
-  -- From 6 on: of what 5 draws for 2 ranks, one model makes so much of rounding that a norm's gradient, 3 % of all, is off by
-  -- 8e-7 to 1.4e-6 in the sanitizers' build, as its arithmetic goes; 1e-6 is the bound.
+  -- From 6 on: of what 5 draws for 2 ranks, one model makes so much of rounding that the gradient of a norm's weight is off by
+  -- 1.4e-6 in the sanitizers' build; 1e-6 is the bound.
   for _, ranks in ipairs { 2, 4 } do
     it(('is so for models, batches, shares and layouts drawn at random: %d ranks'):format(ranks), function()
       assert.equal('same: 24, not: 0, not examined: 0\nexit 0\n', run(ranks, 'random_layouts.lua', '6 12'))

@@ -100,5 +100,7 @@ describe('nn.cache', function()
     } do assert.error_matches(case[1], case[2]) end
     local layer = nn.MultiheadAttention { 8, 2 }
     assert.error_matches(function() layer(lumoe.zeros(1, 1, 8), { cache = { length = 0 } }) end, 'has no gradient')
+    local mask = lumoe.ones({ 1, 1 }, { dtype = 'u8' })
+    assert.error_matches(function() layer(lumoe.zeros(1, 1, 8), { cache = { length = 0 }, key_mask = mask }) end, 'takes no key_mask')
   end)
 end)
