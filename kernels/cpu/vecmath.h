@@ -21,21 +21,25 @@ LM_INLINE uint32_t lm__as_bits(float f) {
     return u;
 }
 
-/* exp(x) = 2^n exp(r), |r| <= ln 2 / 2. 2^n is applied in two halves: it may overflow to inf or
- * sink to a denormal. */
-LM_INLINE float lm__exp(float x) {
-    const float round = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    x = x > 89.0f ? 89.0f : x;
-    x = x < -104.0f ? -104.0f : x;
-    float shifted = x * 1.44269504f + round;
-    int32_t n = (int32_t)(lm__as_bits(shifted) - lm__as_bits(round));
-    float fn = shifted - round;
-    float r = x - fn * 0.693359375f; /* ln 2 in two parts; the first product is exact */
-    r = r - fn * -2.12194440e-4f;
+#define LM_ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer */
+
+/* exp(x) / 2^n = exp(r), |r| <= ln 2 / 2 */
+LM_INLINE float lm__exp_rest(float x, float n) {
+    float r = x - n * 0.693359375f; /* ln 2 in two parts; the first product is exact */
+    r = r - n * -2.12194440e-4f;
     float r2 = r * r; /* in pairs: a polynomial in one chain would keep the units waiting */
     float p0 = 1.66666657e-1f * r + 5.00000000e-1f, p1 = 8.33345190e-3f * r + 4.16657962e-2f;
     float p = (1.98756915e-4f * r + 1.39819995e-3f) * r2 + p1;
-    p = (p * r2 + p0) * r2 + r + 1.0f;
+    return (p * r2 + p0) * r2 + r + 1.0f;
+}
+
+/* 2^n is applied in two halves: it may overflow to inf or sink to a denormal. */
+LM_INLINE float lm__exp(float x) {
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -104.0f ? -104.0f : x;
+    float shifted = x * 1.44269504f + LM_ROUND;
+    int32_t n = (int32_t)(lm__as_bits(shifted) - lm__as_bits(LM_ROUND));
+    float p = lm__exp_rest(x, shifted - LM_ROUND);
     int32_t half = n >> 1;
     float s1 = lm__as_float((uint32_t)(half + 127) << 23);
     float s2 = lm__as_float((uint32_t)(n - half + 127) << 23);
@@ -86,16 +90,9 @@ LM_INLINE float lm__tanh(float x) {
 
 /* exp(x) for x <= 0: 2^n never overflows, so one factor has it; 0 from -87 down. */
 LM_INLINE float lm__exp_falling(float x) {
-    const float round = 12582912.0f;
-    float shifted = x * 1.44269504f + round, fn = shifted - round;
-    float r = x - fn * 0.693359375f;
-    r = r - fn * -2.12194440e-4f;
-    float r2 = r * r;
-    float p0 = 1.66666657e-1f * r + 5.00000000e-1f, p1 = 8.33345190e-3f * r + 4.16657962e-2f;
-    float p = (1.98756915e-4f * r + 1.39819995e-3f) * r2 + p1;
-    p = (p * r2 + p0) * r2 + r + 1.0f;
+    float shifted = x * 1.44269504f + LM_ROUND;
     float scale = lm__as_float((lm__as_bits(shifted) << 23) + 0x3f800000u);
-    return x < -87.0f ? 0.0f : p * scale;
+    return x < -87.0f ? 0.0f : lm__exp_rest(x, shifted - LM_ROUND) * scale;
 }
 
 /* The normal distribution's density but for 1 / sqrt(2 pi), and P(N(0, 1) > a) given that: the
