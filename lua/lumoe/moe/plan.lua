@@ -39,6 +39,13 @@ local function data(t, ctype) return t and ffi.cast(ctype, t:data_ptr()) or nil 
 
 -- ---- making one ----------------------------------------------------------------------------
 
+-- A whole, or a part of one. All have one metatable: of one that a plan has to itself, a compiled trace would keep the plan
+-- that it was made for.
+local function object(of, tokens, o, capacity, valid_tokens, hash)
+  return setmetatable({ pointer = of, tokens = tokens, top_k = o.top_k, experts = o.experts, capacity = capacity,
+    valid_tokens = valid_tokens, hash = hash, mesh = o.mesh, parts = {} }, Plan)
+end
+
 --- Collective over mesh.tokens. Takes what it is given as it is: layer.lua prepares it.
 ---@param o table  router, expert_ids, top_k, tokens, experts, token_ids, valid?, scores?, priorities? (double*),
 --- select?, capacity_factor?, owner? (int32_t*, places), seed, stream, mesh, exchange?, error?
@@ -71,17 +78,12 @@ function plan.new(o)
   check(C.lm_plan_new(spec, o.mesh.tokens.pointer, o.mesh.expert.pointer, plan_out))
   local p = ffi.gc(plan_out[0], C.lm_plan_release)
   local capacity, hash = C.lm_plan_capacity(p), ffi.string(C.lm_plan_hash(p))
-  -- Of one metatable, parts too: a compiled trace would keep the plan alive that another one was made of.
-  local function object(of, tokens)
-    return setmetatable({ pointer = of, tokens = tokens, top_k = o.top_k, experts = o.experts,
-      capacity = capacity >= 0 and capacity or nil, valid_tokens = C.lm_plan_valid_tokens(p), hash = hash, mesh = o.mesh,
-      parts = {} }, Plan)
-  end
-  local made = object(p, o.tokens)
+  if capacity < 0 then capacity = nil end
+  local made = object(p, o.tokens, o, capacity, C.lm_plan_valid_tokens(p), hash)
   for i = 1, C.lm_plan_parts(p) do -- each keeps the whole alive
     local part = C.lm_plan_part(p, i - 1)
     C.lm_plan_retain(part)
-    made.parts[i] = object(ffi.gc(part, C.lm_plan_release), C.lm_plan_tokens(part))
+    made.parts[i] = object(ffi.gc(part, C.lm_plan_release), C.lm_plan_tokens(part), o, capacity, made.valid_tokens, hash)
   end
   return made
 end
@@ -137,6 +139,12 @@ function Plan:combine(x, weights)
   return run(self, C.lm_moe_combine, pointer(x, 'combine', 'x'), pointer(weights, 'combine', 'weights'), out)
 end
 
+-- Tokens of a part, if there is one, on their way. No closure: a trace through it would keep its plan alive.
+local function leave(part, x, weights)
+  if not part then return end
+  check(C.lm_moe_dispatch_start(part.pointer, pointer(x, 'dispatch', 'x'), pointer(weights, 'combine', 'weights')))
+end
+
 -- Part after part: while one is with the experts, the next is on its way to them and the one before on its way
 -- home. Backward mirrors it, since it goes through the same halves in the other order.
 local function in_parts(self, x, weights, experts, ...)
@@ -145,14 +153,10 @@ local function in_parts(self, x, weights, experts, ...)
     rows[i], w[i] = x[{ { first, first + part.tokens } }], weights[{ { first, first + part.tokens } }]
     first = first + part.tokens
   end
-  local function leave(i)
-    if not self.parts[i] then return end
-    check(C.lm_moe_dispatch_start(self.parts[i].pointer, pointer(rows[i], 'dispatch', 'x'), pointer(w[i], 'combine', 'weights')))
-  end
-  leave(1)
+  leave(self.parts[1], rows[1], w[1])
   for i, part in ipairs(self.parts) do
     local arrivals = run(part, C.lm_moe_dispatch_finish, out)
-    leave(i + 1)
+    leave(self.parts[i + 1], rows[i + 1], w[i + 1])
     local results = experts(arrivals, part, ...)
     check(C.lm_moe_combine_start(part.pointer, pointer(results, 'combine', 'x'), pointer(w[i], 'combine', 'weights')))
   end
