@@ -3,9 +3,16 @@ local lumoe = require 'lumoe'
 
 local function live() return C.lm_memory_live(-1) end
 
+-- live() when nothing is left that the collector may take at any time.
+local function settled()
+  collectgarbage()
+  collectgarbage()
+  return live()
+end
+
 describe('a scope', function()
   it('drops what it made, and gives its memory back at once', function()
-    local before, objects, leaked = live(), C.lm_memory_objects(), nil
+    local before, objects, leaked = settled(), C.lm_memory_objects(), nil
     lumoe.scope(function()
       for _ = 1, 100 do leaked = lumoe.ones(1000) + 1 end
       assert.is_true(live() - before >= 100 * 4000)
@@ -25,7 +32,7 @@ describe('a scope', function()
   end)
 
   it('hands what it returns to the scope around it', function()
-    local before, inner, outer = live(), nil, nil
+    local before, inner, outer = settled(), nil, nil
     lumoe.scope(function()
       outer = lumoe.ones(5)
       inner = lumoe.scope(function()
@@ -57,7 +64,7 @@ describe('a scope', function()
   end)
 
   it('is left by errors, which pass through as they are', function()
-    local before = live()
+    local before = settled()
     local thrown = {}
     local ok, err = pcall(lumoe.scope, function()
       lumoe.scope(function()
@@ -106,13 +113,9 @@ describe('a handle', function()
   end)
 
   it('outside scopes is freed by the collector', function()
-    collectgarbage()
-    collectgarbage()
-    local before, objects = live(), C.lm_memory_objects()
+    local before, objects = settled(), C.lm_memory_objects()
     for _ = 1, 50 do local _ = lumoe.ones(100):exp() end
-    collectgarbage()
-    collectgarbage()
-    assert.equal(before, live())
+    assert.equal(before, settled())
     assert.equal(objects, C.lm_memory_objects())
   end)
 
@@ -122,7 +125,7 @@ describe('a handle', function()
   end)
 
   it('may be dropped in any order with what it is a view of', function()
-    local before = live()
+    local before = settled()
     lumoe.scope(function()
       local x = lumoe.ones(10)
       local y = x[{ { 2, 5 } }]

@@ -7,10 +7,11 @@
     .._compiled     the same, what is between the products compiled
     ds_rts, ds      DeepSpeed's layer with capacity 1.25; with Random Token Selection, which it has for top 1, and without
     ds_nodrop       DeepSpeed's layer, padded to the busiest expert
-bf16 means bf16 parameters and optimizer state, PyTorch's fastest form (ours keeps f32 masters and moments).
+bf16 means bf16 parameters and optimizer state, PyTorch's fastest form.
 The job's routing (../routing.lua): 10 is added to the logits of the experts that it names.
 """
 import os
+import socket
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -125,7 +126,10 @@ class Expert(nn.Module):
 class DeepSpeed(nn.Module):
     def __init__(self, job, rts, drop):
         super().__init__()
-        for key, value in dict(MASTER_ADDR='127.0.0.1', MASTER_PORT='29555', RANK='0', LOCAL_RANK='0', WORLD_SIZE='1',
+        with socket.socket() as free:  # a port that nobody has
+            free.bind(('127.0.0.1', 0))
+            port = str(free.getsockname()[1])
+        for key, value in dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, RANK='0', LOCAL_RANK='0', WORLD_SIZE='1',
                                LOCAL_SIZE='1', DS_ACCELERATOR='cpu').items():
             os.environ.setdefault(key, value)
         import deepspeed
