@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+enum { NEAR = 32 }; /* words along the rows of which all of x stays in the caches */
+
 typedef struct { /* a gradient: where it goes, how wide its rows are, and how it is stored */
     float *c;
     int64_t ld;
@@ -26,20 +28,37 @@ static void tile(const bwd_task *t, int64_t k, lm_left a, int64_t rows, const ui
                                 (to->store == LM_STRIP_ADD ? c[i * to->ld + q] : 0.0f);
 }
 
-/* dup = dpre^T x: of one half of the units, while what will be read `next` comes nearer */
+/* Rows u .. of dup by columns d .. */
+static void up_tile(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
+                    const uint32_t *left, int64_t u, int64_t d, const place *to,
+                    lm_ahead *ahead) {
+    const bwd_leavings *l = s->l;
+    tile(t, c->words, (lm_left){left + u * c->words, c->words, 1}, s->n - u,
+         l->x + d * l->words + c->before * LM_STRIP_COLS, t->f->dim - d, to->c + u * to->ld + d,
+         to, ahead);
+}
+
+/* dup = dpre^T x: of one half of the units, while what will be read `next` comes nearer. The
+ * gradient is written row by row, which memory takes best, where all of x is near enough. */
 static void weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int half,
                      place to, const bwd_places *p, lm_ahead *next) {
     const bwd_leavings *l = s->l;
     const uint32_t *left = p->dpre + half * t->j.stretch * c->words;
-    for (int64_t d = 0; d < t->f->dim; d += LM_STRIP_COLS) {
+    int64_t dim = t->f->dim;
+    if (c->words <= NEAR) {
+        lm_ahead none = {0};
+        for (int64_t u = 0; u < s->n; u += LM_STRIP_ROWS)
+            for (int64_t d = 0; d < dim; d += LM_STRIP_COLS)
+                up_tile(t, s, c, left, u, d, &to, d / LM_STRIP_COLS % 2 ? next : &none);
+        return;
+    }
+    for (int64_t d = 0; d < dim; d += LM_STRIP_COLS) {
         const uint32_t *x = l->x + d * l->words + c->before * LM_STRIP_COLS;
         lm_ahead ahead = lm__bwd_soon(
-            d + LM_STRIP_COLS < t->f->dim ? x + l->words * LM_STRIP_COLS : x,
+            d + LM_STRIP_COLS < dim ? x + l->words * LM_STRIP_COLS : x,
             c->words * LM_STRIP_COLS, c->words * lm__ceil_div(s->n, 2 * LM_STRIP_ROWS));
         for (int64_t u = 0; u < s->n; u += LM_STRIP_ROWS)
-            tile(t, c->words, (lm_left){left + u * c->words, c->words, 1}, s->n - u, x,
-                 t->f->dim - d, to.c + u * to.ld + d, &to,
-                 u / LM_STRIP_ROWS % 2 ? next : &ahead);
+            up_tile(t, s, c, left, u, d, &to, u / LM_STRIP_ROWS % 2 ? next : &ahead);
     }
 }
 

@@ -95,9 +95,12 @@ static inline lm_ahead lm__ahead(lm_words w, lm_part x, int64_t words) {
     return a;
 }
 static inline void lm__fetch(lm_ahead *a) {
-    for (int i = 0; i < a->rate && a->rows > 0; i++) {
-        __builtin_prefetch(a->row + 64 * a->line, 0, 2);
-        if (++a->line < a->lines) continue;
+    for (int left = a->rate; left > 0 && a->rows > 0;) {
+        const char *at = a->row + 64 * a->line;
+        int n = left < a->lines - a->line ? left : a->lines - a->line;
+        for (int i = 0; i < n; i++) __builtin_prefetch(at + 64 * i, 0, 2);
+        left -= n;
+        if ((a->line += n) < a->lines) break;
         a->line = 0, a->rows--, a->row += a->stride;
         if (a->rows == 0 && a->then_rows)
             a->row = a->then, a->rows = a->then_rows, a->then_rows = 0;
