@@ -7,7 +7,7 @@
 enum {
     LM_BWD_CHUNK = 4,                         /* blocks whose rows one sum goes over */
     LM_BWD_ROWS = LM_BWD_CHUNK * LM_FFN_ROWS, /* and their rows */
-    LM_BWD_FEW = 16,                          /* rows that weights are not turned for */
+    LM_BWD_FEW = 24,                          /* rows that weights are not turned for */
     LM_BWD_PANEL = 128,                       /* columns of dx at a time */
     LM_BWD_DEPTH = 256                        /* words of wide, against them, at a time */
 };

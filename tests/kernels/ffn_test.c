@@ -212,7 +212,7 @@ static void find_dx(const lm_ffn *f, const void *dy, const void *x, void *dx) {
 /* Few rows go other ways (ffn_few.c, across.c), to the same bits: what a row becomes does not
  * depend on how many there are, nor on the threads. */
 static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) {
-    enum { ROWS = 24 };
+    enum { ROWS = 40 };
     int64_t wide = activation == LM_SWIGLU ? 2 * hidden : hidden, offset[3] = {0, ROWS, ROWS};
     void *up = random_array(dtype, 2 * wide * dim), *x = random_array(dtype, ROWS * dim);
     void *down = random_array(dtype, 2 * dim * hidden),
@@ -234,7 +234,7 @@ static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) 
                 .bias_dtype = LM_F32};
     ok(lm_cpu_ffn_fwd(&f, y, pre, x));
     find_dx(&f, y, x, dx);
-    for (int64_t rows = 1; rows <= 17; rows++) {
+    for (int64_t rows = 1; rows <= 25; rows++) {
         omp_set_num_threads(1 + (int)rows % 3);
         offset[1] = offset[2] = rows;
         ok(lm_cpu_ffn_fwd(&f, some, rows % 2 ? some_pre : NULL, x));
