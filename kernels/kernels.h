@@ -93,10 +93,12 @@ typedef struct lm_ffn {
     int bias_dtype;
 } lm_ffn;
 
-typedef struct lm_ffn_gradients {           /* any may be NULL: not wanted */
-    void *dx;                               /* [arrivals, dim] */
-    float *dscale;                          /* [arrivals]: of what each y was multiplied by */
-    float *up, *down, *up_bias, *down_bias; /* as the weights */
+typedef struct lm_ffn_gradients { /* any may be NULL: not wanted */
+    void *dx;                     /* [arrivals, dim] */
+    float *dscale;                /* [arrivals]: of what each y was multiplied by */
+    void *up, *down;              /* as the weights */
+    float *up_bias, *down_bias;   /* as the biases */
+    int up_dtype, down_dtype;     /* f32, or bf16, which is written only */
     int add_up, add_down, add_up_bias, add_down_bias; /* to what is there, or written */
 } lm_ffn_gradients;
 

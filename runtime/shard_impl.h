@@ -64,6 +64,11 @@ static inline lm_shard *lm__shard_of(const lm_tensor *p) {
 }
 /* Bytes that are away are about to be used: gathers the unit inside its region, else fails. */
 int lm__shard_needed(const char *op, lm_storage *s);
+/* Nobody else's gradient is added to p's, nor is it divided. */
+static inline bool lm__shard_alone(const lm_tensor *p) {
+    const lm_shard *s = lm__shard_of(p);
+    return !s || (s->ranks == 1 && s->stage == 0);
+}
 /* The parameter's gradient was taken away: so is the chunk's. */
 int lm__shard_forget(lm_tensor *p);
 /* LM_EGRAD when a gradient for p comes although its sum is under way or done. */

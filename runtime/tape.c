@@ -323,7 +323,7 @@ lm_tensor *lm__given(lm_node *n, int input, int dtype) {
     return there && lm__ours_alone(there) && there->dtype == dtype ? there : NULL;
 }
 
-int lm__leaf_grad(lm_node *n, int input, lm_tensor **out, bool *fresh) {
+int lm__leaf_grad(lm_node *n, int input, bool narrow, lm_tensor **out, bool *fresh) {
     *out = NULL, *fresh = false;
     lm_node *node = n->edge[input].node;
     if (!node || !lm__node_is_leaf(node) || !node->leaf) return LM_OK;
@@ -333,7 +333,8 @@ int lm__leaf_grad(lm_node *n, int input, lm_tensor **out, bool *fresh) {
     if (leaf->grad && (leaf->grad->dtype != LM_F32 || !lm_tensor_is_contiguous(leaf->grad)))
         return LM_OK;
     if (!leaf->grad) {
-        int st = lm__tensor_like(leaf, LM_F32, &leaf->grad);
+        int dtype = narrow && lm__shard_alone(leaf) ? leaf->grad_dtype : LM_F32;
+        int st = lm__tensor_like(leaf, dtype, &leaf->grad);
         if (st != LM_OK) return st;
         lm_tensor_set_purpose(leaf->grad, LM_MEM_GRADIENTS);
         *fresh = true;

@@ -69,8 +69,8 @@ lm_tensor *lm__given(lm_node *n, int input, int dtype);
 bool lm__ours_alone(const lm_tensor *t); /* contiguous, and no other handle or view of it */
 /* The contiguous f32 gradient of a leaf input, for kernels that add into it (which saves a
  * buffer and a pass); NULL when the input is no leaf. Borrowed. *fresh: it was made just now
- * and holds nothing. */
-int lm__leaf_grad(lm_node *n, int input, lm_tensor **out, bool *fresh);
+ * and holds nothing; then it is of the leaf's grad_dtype, if that may be `narrow`. */
+int lm__leaf_grad(lm_node *n, int input, bool narrow, lm_tensor **out, bool *fresh);
 
 void lm__node_release(lm_node *n);
 void lm__node_release_from(lm_node *n, lm_tensor *t); /* t is going away */

@@ -78,6 +78,7 @@ static lm_tensor *header_new(void) {
     if (!t) return NULL;
     t->refs = 1;
     t->requires_grad = false;
+    t->grad_dtype = LM_F32;
     t->storage = NULL, t->node = NULL, t->grad = NULL;
     t->output = 0;
     t->offset = 0;
@@ -490,5 +491,17 @@ int lm_tensor_set_grad(lm_tensor *t, lm_tensor *grad) {
     if (grad) lm_tensor_retain(grad);
     lm_tensor_release(t->grad);
     t->grad = grad;
+    return LM_OK;
+}
+
+int lm_tensor_grad_dtype(const lm_tensor *t) { return t->grad_dtype; }
+
+int lm_tensor_set_grad_dtype(lm_tensor *t, int dtype) {
+    int st = lm__exists("grad_dtype", t);
+    if (st != LM_OK) return st;
+    if (!lm__is_float(dtype))
+        return lm_fail(LM_EDTYPE, "grad_dtype: gradients are f32 or bf16, not %s",
+                       dtype >= 0 && dtype < LM_DTYPES ? dtype_name[dtype] : "that");
+    t->grad_dtype = (int8_t)dtype;
     return LM_OK;
 }

@@ -71,5 +71,10 @@ LM_API int lm_tensor_set_requires_grad(lm_tensor *t, int on);
 LM_API int lm_tensor_is_leaf(const lm_tensor *t);
 LM_API int lm_tensor_grad(lm_tensor *t, lm_tensor **out); /* *out = NULL when there is none */
 LM_API int lm_tensor_set_grad(lm_tensor *t, LM_MAYBE lm_tensor *grad);
+/* f32, or bf16: then the gradient of weights of experts' networks is rounded to it, once, if
+ * that is all of the gradient: what comes after is added in f32, and so is what other ranks
+ * add. */
+LM_API int lm_tensor_grad_dtype(const lm_tensor *t);
+LM_API int lm_tensor_set_grad_dtype(lm_tensor *t, int dtype);
 
 #endif

@@ -29,6 +29,7 @@ struct lm_tensor {
     int8_t dtype;
     int8_t ndim;
     bool requires_grad;
+    int8_t grad_dtype; /* tensor.h */
     int64_t numel;
     char *data;          /* the first element; where it was when lm__usable last looked */
     lm_storage *storage; /* NULL once disposed */

@@ -4,11 +4,6 @@
 
 #include <string.h>
 
-enum {
-    TALL = 16
-}; /* words of the inner dimension at a time: of 32 columns, within a cache's
-      sets though rows are a power of two apart */
-
 /* Less than 32 columns, with zeros after them. */
 static const void *brought(lm_words w, const char *x, int64_t ld, int64_t n, int64_t cols,
                            uint32_t *room) {
@@ -20,35 +15,43 @@ static const void *brought(lm_words w, const char *x, int64_t ld, int64_t n, int
     return room;
 }
 
-static void sum_across(lm_words words, lm_part w, lm_part next, const uint32_t *a, int64_t rows,
-                       float *c, int64_t ldc) {
-    int64_t tall = words.pairs ? 2 * TALL : TALL;
-    for (int64_t q = 0; q < w.rows; q += tall, a += TALL * LM_STRIP_COLS) {
-        int64_t n = lm__min(tall, w.rows - q);
-        const char *from = lm__element(words.dtype, w.x, q * w.ld);
-        lm_part then = next;
-        if (q + n < w.rows)
-            then = (lm_part){lm__element(words.dtype, w.x, (q + n) * w.ld), w.ld,
-                             lm__min(tall, w.rows - q - n), w.n};
-        else then.rows = lm__min(tall, then.rows);
-        lm_ahead ahead = lm__ahead(words, then,
-                                   16 * lm__ceil_div(w.n, LM_STRIP_COLS) *
-                                       lm__ceil_div(rows, LM_STRIP_ROWS));
-        for (int64_t d = 0; d < w.n; d += LM_STRIP_COLS) {
-            uint32_t room[2 * TALL * LM_STRIP_COLS];
-            const void *at = lm__element(words.dtype, from, d);
-            int64_t cols = w.n - d, ld = w.ld;
-            if (cols < LM_STRIP_COLS)
-                at = brought(words, at, ld, n, cols, room), ld = LM_STRIP_COLS;
-            for (int64_t i = 0; i < rows; i += LM_STRIP_ROWS)
-                words.across(n, a + i, at, ld, c + i * ldc + d, ldc, q > 0, &ahead);
-        }
-    }
+static int64_t tall(const lm_across *x) { return x->words.pairs ? 2 * LM_TALL : LM_TALL; }
+
+int64_t lm__across_steps(const lm_across *x) {
+    return lm__ceil_div(x->w.rows, tall(x)) * lm__ceil_div(x->w.n, LM_STRIP_COLS);
 }
 
-void lm__across_product(lm_words words, lm_part w, lm_part next, const uint32_t *a,
-                        int64_t rows, float *c, int64_t ldc, float *part) {
-    sum_across(words, w, next, a, rows, part ? part : c, ldc);
-    for (int64_t i = 0; i < rows && part; i++)
-        for (int64_t d = 0; d < w.n; d++) c[i * ldc + d] += part[i * ldc + d];
+/* What was summed of a panel after the first cut. */
+static void add_part(const lm_across *x, int64_t end) {
+    for (int64_t i = 0; i < x->rows; i++)
+        for (int64_t d = x->at; d < end; d++) x->c[i * x->ldc + d] += x->part[i * x->ldc + d];
+}
+
+int lm__across_step(lm_across *x) {
+    lm_part w = x->w;
+    if (x->q >= w.rows || x->at >= w.n) return 0;
+    int64_t since = x->q % x->cut, end = lm__min(w.n, x->at + x->panel), d = x->at + x->d;
+    int64_t n = lm__min(tall(x), lm__min(w.rows - x->q, x->cut - since));
+    if (!x->near && x->d == 0) {
+        lm_part then = {lm__element(x->words.dtype, w.x, (x->q + n) * w.ld + x->at), w.ld,
+                        lm__min(tall(x), w.rows - x->q - n), end - x->at};
+        x->ahead = lm__ahead(x->words, then, 16 * lm__ceil_div(end - x->at, LM_STRIP_COLS));
+    }
+    if (!x->near) lm__fetch(&x->ahead);
+    uint32_t room[2 * LM_TALL * LM_STRIP_COLS];
+    const void *at = lm__element(x->words.dtype, w.x, x->q * w.ld + d);
+    int64_t cols = w.n - d, ld = w.ld;
+    if (cols < LM_STRIP_COLS) at = brought(x->words, at, ld, n, cols, room), ld = LM_STRIP_COLS;
+    x->words.across(n, x->a + lm__words_of(x->words, x->q) * LM_STRIP_COLS,
+                    lm__round_up(x->rows, LM_STRIP_ROWS), at, ld,
+                    (x->q < x->cut ? x->c : x->part) + d, x->ldc,
+                    since > 0 || (x->q == 0 && x->go_on));
+    if (d + LM_STRIP_COLS < end) {
+        x->d += LM_STRIP_COLS;
+        return 1;
+    }
+    x->d = 0, x->q += n;
+    if (x->q > x->cut && (x->q % x->cut == 0 || x->q == w.rows)) add_part(x, end);
+    if (x->q == w.rows) x->q = 0, x->at = end;
+    return 1;
 }

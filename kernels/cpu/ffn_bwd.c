@@ -8,13 +8,15 @@
  *
  * So a weight is read, and its gradient written, once for 512 rows; and neither pass needs
  * another's rows or units. dscale = <dh, h> (+ <dy, bias of down>), a stretch after the other.
- * Experts go through all three in waves, so that what lies in between is small enough for the
- * last cache. */
+ * Of experts with few rows the second pass finds sums of dx too (ffn_bwd_few.c). Experts go
+ * through all three in waves, so that what lies in between is small enough for the last cache.
+ */
 #include "kernels/cpu/ffn_bwd.h"
 
 enum {
     STRETCH = 64,    /* hidden units, in words, at a time */
     WAVE = 16 << 20, /* bytes of room that a wave should not exceed */
+    ITEMS = 8,       /* that a thread should have, of experts with few rows */
     LINES = 8        /* of floats: h, two of dg, two of du, scale, and two of words */
 };
 
@@ -34,11 +36,16 @@ static bwd_places places_in(const bwd_task *t, lm_ffn_room *room) {
     p.turned_h = lm__ffn_take(room, S * words, sizeof *p.turned_h);
     p.dh = lm__ffn_take(room, S * LM_BWD_ROWS, sizeof *p.dh);
     p.pre = lm__ffn_take(room, j->halves * j->stretch * R, sizeof *p.pre);
-    p.dx = lm__ffn_take(room, LM_BWD_PANEL * LM_BWD_ROWS, sizeof *p.dx);
+    p.dx = lm__ffn_take(room, lm__max(LM_BWD_PANEL * LM_BWD_ROWS, t->f->dim), sizeof *p.dx);
     p.line = lm__ffn_take(room, LINES * R, sizeof *p.line);
     p.dscale = lm__ffn_take(room, R, sizeof *p.dscale);
     p.bias = lm__ffn_take(room, t->f->dim, sizeof *p.bias);
     p.sums = lm__ffn_take(room, j->halves * S, sizeof *p.sums);
+    int64_t several = t->most > LM_BWD_ROWS ? j->stretch * t->f->dim : 0;
+    p.up_sums = lm__ffn_take(room, t->g->up_dtype == LM_BF16 ? j->halves * several : 0,
+                             sizeof *p.up_sums);
+    p.down_sums =
+        lm__ffn_take(room, t->g->down_dtype == LM_BF16 ? several : 0, sizeof *p.down_sums);
     return p;
 }
 
@@ -61,6 +68,7 @@ static int64_t leave_at(const bwd_task *t, int64_t e, uint32_t *at, bwd_leavings
     TAKE(dpre, slabs * t->j.halves * t->half);
     TAKE(dy, lm__round_up(f->dim * l->words, 16));
     TAKE(dscale, lm__round_up(t->stretches * l->rows, 16));
+    if (lm__bwd_across(&t->j, l)) TAKE(parts, lm__bwd_parts_of(t) * lm__bwd_part_of(t, l));
 #undef TAKE
     return used;
 }
@@ -88,6 +96,7 @@ typedef struct { /* lists, for the largest wave there can be */
     int64_t *order;
     bwd_leavings *left;                 /* of each expert of the wave */
     bwd_item *blocks, *units, *columns; /* of a block only `first`, its number */
+    int64_t few_units;                  /* of an expert with few rows, in an item */
 } lists;
 
 static int lists_new(const bwd_task *t, lists *s) {
@@ -114,21 +123,31 @@ typedef struct {
 static void add_expert(const bwd_task *t, const lists *s, bwd_leavings *l, counts *n) {
     const lm_ffn *f = t->f;
     for (int64_t i = 0; i < l->blocks; i++) s->blocks[n->blocks++] = (bwd_item){l, i, 0, 0};
-    for (int64_t u = 0; u < f->hidden; u += t->j.stretch)
-        s->units[n->units++] = (bwd_item){l, u, lm__min(t->j.stretch, f->hidden - u), 0};
+    int few = lm__bwd_across(&t->j, l);
+    int64_t units = few ? s->few_units : t->j.stretch;
+    for (int64_t u = 0; u < f->hidden; u += units)
+        s->units[n->units++] = (bwd_item){l, u, lm__min(units, f->hidden - u), 0};
     for (int64_t c = 0; c < lm__bwd_chunks_of(l); c++) {
         /* of few rows more columns: up lies row by row */
         int64_t ldc = lm__bwd_chunk_of(t, l, c).n * l->slabs * LM_STRIP_COLS;
-        int64_t most = LM_BWD_ROWS / ldc * LM_BWD_PANEL;
-        if (lm__bwd_across(&t->j, l)) most /= 2; /* and a part of the sum */
+        int64_t most = few ? f->dim : LM_BWD_ROWS / ldc * LM_BWD_PANEL;
         for (int64_t d = 0; d < f->dim; d += most)
             s->columns[n->columns++] = (bwd_item){l, d, lm__min(most, f->dim - d), c};
     }
 }
 
+/* Where there are many experts an item is more units of one: what goes on beside the writing
+ * of gradients goes on for longer (ffn_bwd_few.c). */
+static int64_t few_units_of(const bwd_task *t, int64_t experts) {
+    int64_t depths = lm__ceil_div(t->f->hidden, t->depth);
+    int64_t each = experts * depths / (ITEMS * omp_get_max_threads());
+    return t->depth * lm__max(1, lm__min(each, depths));
+}
+
 /* Experts first .. end - 1 of the order. */
-static int wave(const bwd_task *t, const lists *s, int64_t first, int64_t end, uint32_t *room) {
+static int wave(const bwd_task *t, lists *s, int64_t first, int64_t end, uint32_t *room) {
     counts n = {0};
+    s->few_units = few_units_of(t, end - first);
     for (int64_t i = first; i < end; i++) {
         room += leave_at(t, s->order[i], room, &s->left[i - first]);
         add_expert(t, s, &s->left[i - first], &n);
@@ -147,10 +166,13 @@ static int wave(const bwd_task *t, const lists *s, int64_t first, int64_t end, u
         for (int64_t i = 0; i < n.blocks; i++)
             if (mine.at) lm__bwd_rows(t, s->blocks[i].l, s->blocks[i].first, &p);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < n.units; i++)
-            if (mine.at)
-                lm__bwd_units(t, &s->units[i], i + team < n.units ? &s->units[i + team] : NULL,
-                              &p);
+        for (int64_t i = 0; i < n.units; i++) {
+            if (!mine.at) continue;
+            const bwd_item *item = &s->units[i];
+            const bwd_item *next = i + team < n.units ? item + team : NULL;
+            if (lm__bwd_across(&t->j, item->l)) lm__bwd_few(t, item, next, &p);
+            else lm__bwd_units(t, item, next, &p);
+        }
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t i = 0; i < (t->g->dx ? n.columns : 0); i++)
             if (mine.at) lm__bwd_columns(t, &s->columns[i], &p);
@@ -181,6 +203,7 @@ static bwd_task task_of(const lm_ffn *f) {
     bwd_task t = {.f = f, .j = lm__ffn_job(f, STRETCH)};
     t.half = lm__words_of(t.j.w, f->hidden);
     t.stretches = lm__ceil_div(f->hidden, t.j.stretch);
+    t.depth = t.j.w.pairs ? 2 * LM_BWD_DEPTH : LM_BWD_DEPTH;
     return t;
 }
 
@@ -199,7 +222,7 @@ int lm_cpu_ffn_room(const lm_ffn *f, int64_t *bytes) {
 }
 
 /* Gradients that are written, not added to, of experts without rows. */
-static int idle_experts(const bwd_task *t, const lists *s, int64_t experts) {
+static int idle_experts(const bwd_task *t, lists *s, int64_t experts) {
     const lm_ffn *f = t->f;
     int64_t n = 0;
     for (int64_t e = 0; e < f->experts; e++)
@@ -217,6 +240,7 @@ int lm_cpu_ffn_bwd(const lm_ffn *f, const lm_ffn_gradients *g, const void *dy, c
     if (st != LM_KERNEL_OK) return st;
     int64_t experts = lm__ffn_order(f, s.order), words;
     if (experts < 0) return LM_KERNEL_EOOM;
+    if (experts) t.most = f->offset[s.order[0] + 1] - f->offset[s.order[0]];
     for (int64_t i = 0; i < experts && st == LM_KERNEL_OK;) {
         int64_t end = wave_end(&t, &s, i, experts, &words);
         st = wave(&t, &s, i, end, room);

@@ -7,7 +7,7 @@
 enum {
     LM_BWD_CHUNK = 4,                         /* blocks whose rows one sum goes over */
     LM_BWD_ROWS = LM_BWD_CHUNK * LM_FFN_ROWS, /* and their rows */
-    LM_BWD_FEW = 24,                          /* rows that weights are not turned for */
+    LM_BWD_FEW = LM_STRIP_COLS,               /* rows that weights are not turned for */
     LM_BWD_PANEL = 128,                       /* columns of dx at a time */
     LM_BWD_DEPTH = 256                        /* words of wide, against them, at a time */
 };
@@ -20,6 +20,7 @@ typedef struct { /* an expert's rows, and what its passes leave for the next, in
     uint32_t *turned_x, *turned_dy;     /* [blocks][slabs][words of dim][32] */
     uint32_t *dpre;                     /* [blocks][slabs][words of wide][32] */
     float *dscale;                      /* [stretches][rows] */
+    float *parts; /* of dx, of few rows: [depths of wide][rows][dim], up to eights and 32s */
 } bwd_leavings;
 
 typedef struct {
@@ -29,8 +30,10 @@ typedef struct {
     const void *dy, *x, *pre;
     const float *scale;
     int weights;       /* any gradient of them wanted */
+    int64_t most;      /* rows of an expert */
     int64_t half;      /* words of hidden */
     int64_t stretches; /* of hidden */
+    int64_t depth;     /* hidden units that one sum of dx goes over */
 } bwd_task;
 
 typedef struct { /* a stretch of units of an expert, or columns of a chunk of its blocks */
@@ -46,6 +49,7 @@ typedef struct { /* blocks first .. first + n - 1 of an expert */
 typedef struct {
     uint32_t *left, *lines, *dpre, *h, *turned_h;
     float *dh, *pre, *dx, *line, *dscale, *bias, *sums;
+    float *up_sums, *down_sums; /* of bf16 gradients that several chunks make */
 } bwd_places;
 
 /* Words from 8 rows of left, k of each, to the next 8: not a power of two, or they would all
@@ -88,10 +92,24 @@ static inline int lm__bwd_across(const lm_ffn_job *j, const bwd_leavings *l) {
     return j->w.across && l->rows > 0 && l->rows <= LM_BWD_FEW;
 }
 
+/* Of few rows: how many parts dx has, and numbers of each. */
+static inline int64_t lm__bwd_parts_of(const bwd_task *t) {
+    return t->j.halves * lm__ceil_div(t->f->hidden, t->depth);
+}
+static inline int64_t lm__bwd_part_of(const bwd_task *t, const bwd_leavings *l) {
+    return lm__round_up(l->rows, LM_STRIP_ROWS) * lm__round_up(t->f->dim, LM_STRIP_COLS);
+}
+
 /* Numbers of dim at a time, against the hidden units. */
 static inline int64_t lm__bwd_inner(const lm_ffn_job *j) {
     return j->w.pairs ? 2 * LM_FFN_INNER : LM_FFN_INNER;
 }
+
+/* What goes on while a gradient is written, which waits for memory. */
+typedef struct {
+    lm_ahead ahead;   /* comes nearer */
+    lm_across across; /* is summed, from weights that are near */
+} bwd_meanwhile;
 
 static inline lm_ahead lm__bwd_soon(const uint32_t *x, int64_t words, int64_t within) {
     return lm__ahead((lm_words){.dtype = LM_F32}, (lm_part){x, 0, 1, words}, within);
@@ -114,10 +132,21 @@ void lm__bwd_rows(const bwd_task *t, const bwd_leavings *l, int64_t i, bwd_place
 
 /* ffn_bwd_units.c. next: the item after this one, or NULL */
 void lm__bwd_units(const bwd_task *t, const bwd_item *s, const bwd_item *next, bwd_places *p);
+/* dh of block i of a chunk: [units][rows of a block] */
+float *lm__bwd_dh_of(const bwd_task *t, int64_t i, const bwd_places *p);
+/* From dh of block i: what its gradients are made of. */
+void lm__bwd_activate(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
+                      bwd_places *p);
 
-/* ffn_bwd_weights.c: the gradients of the units, from chunk i */
-void lm__bwd_weigh(const bwd_task *t, const bwd_item *s, const bwd_item *next,
-                   const bwd_chunk *c, int64_t i, bwd_places *p);
+/* ffn_bwd_few.c: both passes, of an expert whose rows are few */
+void lm__bwd_few(const bwd_task *t, const bwd_item *s, const bwd_item *next, bwd_places *p);
+void lm__bwd_few_dx(const bwd_task *t, const bwd_leavings *l, bwd_places *p);
+
+/* ffn_bwd_weights.c: the gradients of the units, from chunk i; of up's halves, and of down */
+void lm__bwd_weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
+                      int half, const bwd_places *p, bwd_meanwhile *m);
+void lm__bwd_weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
+                        const bwd_places *p, bwd_meanwhile *m);
 /* Of an expert without rows: gradients that are written, not added to. */
 void lm__bwd_clear(const bwd_task *t, const bwd_item *s);
 /* Sums of rows, of dy by their scale; once all chunks are weighed. */

@@ -10,41 +10,16 @@ typedef struct {
     int64_t at;    /* the first of its words, among those of wide */
 } up_part;
 
-static int64_t depth(const lm_ffn_job *j) {
-    return j->w.pairs ? 2 * LM_BWD_DEPTH : LM_BWD_DEPTH;
-}
-
 static up_part up_part_of(const bwd_task *t, const bwd_item *s, int64_t wide, int64_t i) {
-    int64_t panels = lm__ceil_div(s->n, wide),
-            per_half = lm__ceil_div(t->f->hidden, depth(&t->j));
-    int64_t half = i / panels / per_half, from = i / panels % per_half * depth(&t->j);
+    int64_t panels = lm__ceil_div(s->n, wide), per_half = lm__ceil_div(t->f->hidden, t->depth);
+    int64_t half = i / panels / per_half, from = i / panels % per_half * t->depth;
     up_part u = {.panel = i % panels * wide};
     if (half == t->j.halves) return u;
     u.at = half * t->half + lm__words_of(t->j.w, from);
     u.w = lm__ffn_up_part(&t->j, s->l->expert, half * t->f->hidden + from,
-                          lm__min(depth(&t->j), t->f->hidden - from), s->first + u.panel,
+                          lm__min(t->depth, t->f->hidden - from), s->first + u.panel,
                           lm__min(wide, s->n - u.panel));
     return u;
-}
-
-/* dx = dpre up, of one slab */
-static void across_columns(const bwd_task *t, const bwd_item *s, bwd_places *p) {
-    const lm_ffn_job *j = &t->j;
-    const bwd_leavings *l = s->l;
-    int64_t ldc = lm__round_up(s->n, LM_STRIP_COLS);
-    up_part u = up_part_of(t, s, s->n, 0), next;
-    for (int64_t i = 0; u.w.x; u = next, i++) {
-        next = up_part_of(t, s, s->n, i + 1);
-        lm__across_product(j->w, u.w, next.w, l->dpre + u.at * LM_STRIP_COLS, l->rows, p->dx,
-                           ldc, i > 0 ? p->dx + LM_STRIP_COLS * ldc : NULL);
-    }
-    for (int64_t r = 0; r < l->rows; r++) {
-        int64_t at = (l->first + r) * t->f->dim + s->first;
-        const float *line = p->dx + r * ldc;
-        if (t->f->dtype == LM_F32)
-            memcpy((float *)t->g->dx + at, line, (size_t)s->n * sizeof *line);
-        else lm__to_bf16((uint16_t *)t->g->dx + at, line, s->n);
-    }
 }
 
 /* dx = dpre up */
@@ -52,7 +27,7 @@ void lm__bwd_columns(const bwd_task *t, const bwd_item *s, bwd_places *p) {
     const lm_ffn_job *j = &t->j;
     const bwd_leavings *l = s->l;
     if (lm__bwd_across(j, l)) {
-        across_columns(t, s, p);
+        lm__bwd_few_dx(t, l, p);
         return;
     }
     bwd_chunk c = lm__bwd_chunk_of(t, l, s->chunk);

@@ -6,31 +6,8 @@
 
 enum { SOON = 8 }; /* words of dpre whose place comes nearer meanwhile */
 
-/* dh of the units: [blocks of the chunk][units][rows of a block] */
-static float *dh_of(const bwd_task *t, int64_t i, const bwd_places *p) {
+float *lm__bwd_dh_of(const bwd_task *t, int64_t i, const bwd_places *p) {
     return p->dh + i * lm__round_up(t->j.stretch, LM_STRIP_COLS) * LM_FFN_ROWS;
-}
-
-/* dh = dy down, of one slab */
-static void across_down(const bwd_task *t, const bwd_item *s, bwd_places *p) {
-    const lm_ffn_job *j = &t->j;
-    const bwd_leavings *l = s->l;
-    int64_t dim = t->f->dim, most = lm__bwd_inner(j), ldc = lm__round_up(s->n, LM_STRIP_COLS);
-    float *dh = dh_of(t, 1, p), *part = dh_of(t, 2, p); /* [rows][units] */
-    for (int64_t q = 0; q < dim; q += most) {
-        int64_t m = lm__min(most, dim - q);
-        lm_part next = {0};
-        if (q + m < dim)
-            next = lm__ffn_down_part(j, l->expert, q + m, lm__min(most, dim - q - m), s->first,
-                                     s->n);
-        lm__across_product(j->w, lm__ffn_down_part(j, l->expert, q, m, s->first, s->n), next,
-                           l->turned_dy + lm__words_of(j->w, q) * LM_STRIP_COLS, l->rows, dh,
-                           ldc, q > 0 ? part : NULL);
-    }
-    const uint32_t *rows[LM_STRIP_COLS] = {NULL};
-    for (int64_t r = 0; r < l->rows; r++)
-        rows[r] = (const uint32_t *)(const void *)(dh + r * ldc);
-    lm__turn(rows, s->n, (uint32_t *)(void *)dh_of(t, 0, p));
 }
 
 /* dh = dy down */
@@ -53,7 +30,7 @@ static void through_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *
                 l->turned_dy + (c->first + i) * l->slabs * j->d_words * LM_STRIP_COLS;
             lm__bwd_turned_product(j, p->left, k, s->n,
                                    dy + lm__words_of(j->w, q) * LM_STRIP_COLS,
-                                   j->d_words * LM_STRIP_COLS, b.rows, dh_of(t, i, p),
+                                   j->d_words * LM_STRIP_COLS, b.rows, lm__bwd_dh_of(t, i, p),
                                    lm__ffn_slabs(b.rows) * LM_STRIP_COLS, q > 0, &ahead);
         }
     }
@@ -111,7 +88,7 @@ static void activate_back(const bwd_task *t, const bwd_item *s, const bwd_chunk 
     int pairs = j->w.pairs;
     int64_t before = lm__bwd_words_before(t, b) - c->before, mine = lm__bwd_words_in(t, b);
     float *h = p->line, *d = h + LM_FFN_ROWS, *scale = d + 4 * LM_FFN_ROWS;
-    const float *dh = dh_of(t, i - c->first, p);
+    const float *dh = lm__bwd_dh_of(t, i - c->first, p);
     uint32_t *words = (uint32_t *)(void *)(scale + LM_FFN_ROWS);
     for (int64_t k = 0; k < lm__words_of(j->w, s->n); k++) {
         for (int o = 0; o <= pairs; o++) { /* d: dg even, odd, du even, odd */
@@ -154,8 +131,8 @@ static void turn_h(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
     }
 }
 
-static void through_activation(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
-                               int64_t i, bwd_places *p) {
+void lm__bwd_activate(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
+                      bwd_places *p) {
     lm_ffn_block b = lm__bwd_block_of(s->l, i);
     int64_t ldc = lm__ffn_slabs(b.rows) * LM_STRIP_COLS, at = b.first - s->l->first;
     float *scale = p->line + 5 * LM_FFN_ROWS;
@@ -169,14 +146,28 @@ static void through_activation(const bwd_task *t, const bwd_item *s, const bwd_c
            (size_t)b.rows * sizeof *p->dscale);
 }
 
+/* The first that the item after this one will read. */
+static bwd_meanwhile after(const bwd_task *t, const bwd_item *s, const bwd_item *next) {
+    int64_t slabs = t->j.halves * lm__ceil_div(t->f->dim, LM_STRIP_COLS) *
+                    (lm__ceil_div(s->n, LM_STRIP_ROWS) / 2);
+    lm_part w = {0};
+    if (next && next->l->rows)
+        w = lm__ffn_down_part(&t->j, next->l->expert, 0,
+                              lm__min(t->f->dim, lm__bwd_inner(&t->j)), next->first, next->n);
+    return (bwd_meanwhile){.ahead = lm__ahead(t->j.w, w, 16 * lm__max(1, slabs))};
+}
+
 void lm__bwd_units(const bwd_task *t, const bwd_item *s, const bwd_item *next, bwd_places *p) {
     int64_t n = lm__bwd_chunks_of(s->l);
     for (int64_t i = 0; i < n; i++) {
         bwd_chunk c = lm__bwd_chunk_of(t, s->l, i);
-        if (lm__bwd_across(&t->j, s->l)) across_down(t, s, p);
-        else through_down(t, s, &c, p);
-        for (int64_t b = 0; b < c.n; b++) through_activation(t, s, &c, c.first + b, p);
-        if (t->weights) lm__bwd_weigh(t, s, i + 1 < n ? s : next, &c, i, p);
+        through_down(t, s, &c, p);
+        for (int64_t b = 0; b < c.n; b++) lm__bwd_activate(t, s, &c, c.first + b, p);
+        if (!t->weights) continue;
+        bwd_meanwhile m = after(t, s, i + 1 < n ? s : next), none = {0};
+        for (int half = 0; half < t->j.halves; half++)
+            lm__bwd_weigh_up(t, s, &c, i, half, p, &m);
+        lm__bwd_weigh_down(t, s, &c, i, p, &none);
     }
     if (s->l->rows == 0) lm__bwd_clear(t, s);
     if (t->weights) lm__bwd_biases(t, s, p);

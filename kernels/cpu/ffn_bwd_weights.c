@@ -3,79 +3,119 @@
 
 #include <string.h>
 
-enum { NEAR = 32 }; /* words along the rows of which all of x stays in the caches */
+enum {
+    NEAR = 32,                /* words along the rows of which all of x stays in the caches */
+    GROUP = 4 * LM_STRIP_COLS /* columns that are written before something else goes on */
+};
 
 typedef struct { /* a gradient: where it goes, how wide its rows are, and how it is stored */
-    float *c;
+    void *c;
+    int dtype;
     int64_t ld;
     int store;
 } place;
 
-/* Up to 8 rows by 32 columns of a gradient; less than that through a tile that has them. */
-static void tile(const bwd_task *t, int64_t k, lm_left a, int64_t rows, const uint32_t *b,
-                 int64_t cols, float *c, const place *to, lm_ahead *ahead) {
-    if (rows >= LM_STRIP_ROWS && cols >= LM_STRIP_COLS) {
-        t->j.w.strip(k, a, LM_STRIP_ROWS, b, c, to->ld, LM_STRIP_COLS, to->store, ahead);
-        return;
+static void *at_of(const place *to, int64_t row, int64_t col) {
+    return (char *)to->c + (row * to->ld + col) * (int64_t)lm__size(to->dtype);
+}
+
+/* Up to 8 rows by 32 columns of a gradient, as they come. */
+static void keep(const float *tile, int64_t rows, int64_t cols, int64_t row, int64_t col,
+                 const place *to) {
+    for (int64_t i = 0; i < rows; i++, tile += LM_STRIP_COLS) {
+        void *c = at_of(to, row + i, col);
+        float *sum = c;
+        if (to->dtype == LM_BF16) lm__to_bf16(c, tile, cols);
+        else
+            for (int64_t q = 0; q < cols; q++)
+                sum[q] = tile[q] + (to->store == LM_STRIP_ADD ? sum[q] : 0.0f);
     }
-    float whole[LM_STRIP_ROWS * LM_STRIP_COLS];
-    rows = lm__min(rows, LM_STRIP_ROWS), cols = lm__min(cols, LM_STRIP_COLS);
-    t->j.w.strip(k, a, (int)rows, b, whole, LM_STRIP_COLS, LM_STRIP_COLS, LM_STRIP_WRITE,
+}
+
+/* Up to 8 rows by some columns of a gradient, from slabs of b `step` words apart; what is less
+ * than 8 by 32, or is rounded here, through a tile. */
+static void tiles(const bwd_task *t, int64_t k, lm_left a, int64_t rows, const uint32_t *b,
+                  int64_t step, int64_t cols, int64_t row, int64_t col, const place *to,
+                  lm_ahead *ahead) {
+    rows = lm__min(rows, LM_STRIP_ROWS);
+    int whole = rows == LM_STRIP_ROWS && (to->dtype == LM_F32 || t->j.w.pairs);
+    int64_t slabs = whole ? cols / LM_STRIP_COLS : 0;
+    t->j.w.outer(k, a, b, step, (int)slabs, at_of(to, row, col), to->dtype, to->ld, to->store,
                  ahead);
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t q = 0; q < cols; q++)
-            c[i * to->ld + q] = whole[i * LM_STRIP_COLS + q] +
-                                (to->store == LM_STRIP_ADD ? c[i * to->ld + q] : 0.0f);
+    for (int64_t d = slabs * LM_STRIP_COLS; d < cols; d += LM_STRIP_COLS) {
+        float tile[LM_STRIP_ROWS * LM_STRIP_COLS];
+        t->j.w.strip(k, a, (int)rows, b + d / LM_STRIP_COLS * step, tile, LM_STRIP_COLS,
+                     LM_STRIP_COLS, LM_STRIP_WRITE, ahead);
+        keep(tile, rows, lm__min(cols - d, LM_STRIP_COLS), row, col + d, to);
+    }
 }
 
-/* Rows u .. of dup by columns d .. */
-static void up_tile(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
-                    const uint32_t *left, int64_t u, int64_t d, const place *to,
-                    lm_ahead *ahead) {
+/* A step of what is summed meanwhile, after every so many groups of tiles. */
+static void go_on(bwd_meanwhile *m, int64_t group, int64_t every) {
+    if (every && group % every == 0) lm__across_step(&m->across);
+}
+static int64_t every_of(const bwd_meanwhile *m, int64_t groups) {
+    int64_t steps = lm__across_steps(&m->across);
+    return steps ? lm__max(1, groups / steps) : 0;
+}
+
+/* Rows u .. of dup by n columns from d on. */
+static void up_tiles(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
+                     const uint32_t *left, int64_t u, int64_t d, int64_t n, const place *to,
+                     lm_ahead *ahead) {
     const bwd_leavings *l = s->l;
-    tile(t, c->words, (lm_left){left + u * c->words, c->words, 1}, s->n - u,
-         l->x + d * l->words + c->before * LM_STRIP_COLS, t->f->dim - d, to->c + u * to->ld + d,
-         to, ahead);
+    tiles(t, c->words, (lm_left){left + u * c->words, c->words, 1}, s->n - u,
+          l->x + d * l->words + c->before * LM_STRIP_COLS, l->words * LM_STRIP_COLS, n, u, d,
+          to, ahead);
 }
 
-/* dup = dpre^T x: of one half of the units, while what will be read `next` comes nearer. The
- * gradient is written row by row, which memory takes best, where all of x is near enough. */
+/* dup = dpre^T x: of one half of the units. The gradient is written row by row, which memory
+ * takes best, where all of x is near enough. */
 static void weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int half,
-                     place to, const bwd_places *p, lm_ahead *next) {
+                     place to, const bwd_places *p, bwd_meanwhile *m) {
     const bwd_leavings *l = s->l;
     const uint32_t *left = p->dpre + half * t->j.stretch * c->words;
     int64_t dim = t->f->dim;
     if (c->words <= NEAR) {
-        lm_ahead none = {0};
+        int64_t group = 0, every = every_of(m, lm__ceil_div(s->n, LM_STRIP_ROWS) *
+                                                   lm__ceil_div(dim, GROUP));
         for (int64_t u = 0; u < s->n; u += LM_STRIP_ROWS)
-            for (int64_t d = 0; d < dim; d += LM_STRIP_COLS)
-                up_tile(t, s, c, left, u, d, &to, d / LM_STRIP_COLS % 2 ? next : &none);
+            for (int64_t d = 0; d < dim; d += GROUP) {
+                up_tiles(t, s, c, left, u, d, lm__min(GROUP, dim - d), &to, &m->ahead);
+                go_on(m, group++, every);
+            }
         return;
     }
     for (int64_t d = 0; d < dim; d += LM_STRIP_COLS) {
         const uint32_t *x = l->x + d * l->words + c->before * LM_STRIP_COLS;
-        lm_ahead ahead = lm__bwd_soon(
-            d + LM_STRIP_COLS < dim ? x + l->words * LM_STRIP_COLS : x,
-            c->words * LM_STRIP_COLS, c->words * lm__ceil_div(s->n, 2 * LM_STRIP_ROWS));
+        lm_ahead ahead =
+            lm__bwd_soon(d + LM_STRIP_COLS < dim ? x + l->words * LM_STRIP_COLS : x,
+                         c->words * LM_STRIP_COLS, 16 * lm__ceil_div(s->n, 2 * LM_STRIP_ROWS));
         for (int64_t u = 0; u < s->n; u += LM_STRIP_ROWS)
-            up_tile(t, s, c, left, u, d, &to, u / LM_STRIP_ROWS % 2 ? next : &ahead);
+            up_tiles(t, s, c, left, u, d, lm__min(LM_STRIP_COLS, dim - d), &to,
+                     u / LM_STRIP_ROWS % 2 ? &m->ahead : &ahead);
     }
 }
 
 /* ddown = dy^T (h scale) */
 static void weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, place to,
-                       const bwd_places *p) {
+                       const bwd_places *p, bwd_meanwhile *m) {
     const bwd_leavings *l = s->l;
-    for (int64_t d = 0; d < t->f->dim; d += LM_STRIP_ROWS) {
+    int64_t group = 0, dim = t->f->dim, ticks = 16 * lm__ceil_div(s->n, LM_STRIP_COLS);
+    int64_t every = every_of(m, lm__ceil_div(dim, LM_STRIP_ROWS) * lm__ceil_div(s->n, GROUP));
+    for (int64_t d = 0; d < dim; d += LM_STRIP_ROWS) {
         const uint32_t *dy = l->dy + d * l->words + c->before;
-        lm_ahead ahead = lm__ahead(
-            (lm_words){.dtype = LM_F32},
-            (lm_part){dy + LM_STRIP_ROWS * l->words, l->words,
-                      lm__min(LM_STRIP_ROWS, t->f->dim - d - LM_STRIP_ROWS), c->words},
-            c->words * lm__ceil_div(s->n, LM_STRIP_COLS));
-        for (int64_t u = 0; u < s->n; u += LM_STRIP_COLS)
-            tile(t, c->words, (lm_left){dy, l->words, 1}, t->f->dim - d,
-                 p->turned_h + u * c->words, s->n - u, to.c + d * to.ld + u, &to, &ahead);
+        lm_ahead ahead =
+            lm__ahead((lm_words){.dtype = LM_F32},
+                      (lm_part){dy + LM_STRIP_ROWS * l->words, l->words,
+                                lm__min(LM_STRIP_ROWS, dim - d - LM_STRIP_ROWS), c->words},
+                      ticks);
+        for (int64_t u = 0; u < s->n; u += GROUP) {
+            tiles(t, c->words, (lm_left){dy, l->words, 1}, dim - d, p->turned_h + u * c->words,
+                  c->words * LM_STRIP_COLS, lm__min(GROUP, s->n - u), d, u, &to,
+                  m->ahead.rows ? &m->ahead : &ahead);
+            go_on(m, group++, every);
+        }
     }
 }
 
@@ -84,63 +124,89 @@ static float number(const bwd_task *t, const uint32_t *line, int64_t i) {
     return ((const float *)(const void *)line)[i];
 }
 
-/* How a gradient is stored: what is written once and is larger than caches goes past them. */
-static place place_of(const bwd_task *t, float *c, int64_t ld, const bwd_leavings *l, int64_t i,
-                      int add) {
-    place to = {c, ld, add || i > 0 ? LM_STRIP_ADD : LM_STRIP_WRITE};
-    if (to.store == LM_STRIP_WRITE && lm__bwd_chunks_of(l) == 1 && (uintptr_t)c % 64 == 0 &&
-        ld % 16 == 0 && t->f->experts * t->j.wide * t->f->dim > LM_FFN_STREAM)
+/* The units' part of a gradient of `rows` rows: what is written once and is larger than caches
+ * goes past them; bf16 that several chunks make is summed in `sums` first. */
+static place place_of(const bwd_task *t, const bwd_item *s, int64_t i, void *whole,
+                      int64_t first, int dtype, int64_t ld, int add, float *sums,
+                      int64_t sums_ld) {
+    place to = {(char *)whole + first * (int64_t)lm__size(dtype), dtype, ld,
+                add || i > 0 ? LM_STRIP_ADD : LM_STRIP_WRITE};
+    int once = lm__bwd_chunks_of(s->l) == 1;
+    if (dtype == LM_BF16 && !once) return (place){sums, LM_F32, sums_ld, to.store};
+    if (to.store == LM_STRIP_WRITE && once && (uintptr_t)to.c % 64 == 0 &&
+        ld * (int64_t)lm__size(dtype) % 64 == 0 &&
+        t->f->experts * t->j.wide * t->f->dim > LM_FFN_STREAM)
         to.store = LM_STRIP_STREAM;
     return to;
 }
 
-static float *up_gradient(const bwd_task *t, const bwd_item *s, int half) {
-    return t->g->up + (s->l->expert * t->j.wide + half * t->f->hidden + s->first) * t->f->dim;
-}
-static float *down_gradient(const bwd_task *t, const bwd_item *s) {
-    return t->g->down + s->l->expert * t->f->dim * t->f->hidden + s->first;
-}
-
-/* The first that the item after this one will read. */
-static lm_ahead after(const bwd_task *t, const bwd_item *next, const bwd_chunk *c,
-                      int64_t turns) {
-    lm_part w = {0};
-    if (next && next->l->rows)
-        w = lm__ffn_down_part(&t->j, next->l->expert, 0,
-                              lm__min(t->f->dim, lm__bwd_inner(&t->j)), next->first, next->n);
-    return lm__ahead(t->j.w, w, c->words * lm__max(1, turns));
+/* After the last chunk: the sums of bf16 gradients to their place. */
+static void round_sums(const bwd_task *t, const bwd_item *s, int64_t i, void *whole,
+                       int64_t first, int dtype, int64_t ld, const float *sums, int64_t rows,
+                       int64_t cols, int64_t sums_ld) {
+    int64_t n = lm__bwd_chunks_of(s->l);
+    (void)t;
+    if (dtype != LM_BF16 || n == 1 || i < n - 1) return;
+    for (int64_t r = 0; r < rows; r++)
+        lm__to_bf16((uint16_t *)whole + first + r * ld, sums + r * sums_ld, cols);
 }
 
-void lm__bwd_weigh(const bwd_task *t, const bwd_item *s, const bwd_item *next,
-                   const bwd_chunk *c, int64_t i, bwd_places *p) {
-    const lm_ffn *f = t->f;
-    lm_ahead ahead = after(t, next, c,
-                           t->j.halves * lm__ceil_div(f->dim, LM_STRIP_COLS) *
-                               (lm__ceil_div(s->n, LM_STRIP_ROWS) / 2));
-    for (int half = 0; half < t->j.halves; half++) {
-        if (t->g->up)
-            weigh_up(t, s, c, half,
-                     place_of(t, up_gradient(t, s, half), f->dim, s->l, i, t->g->add_up), p,
-                     &ahead);
-        for (int64_t u = 0; u < s->n && t->g->up_bias; u++) {
-            float *sum = p->sums + half * t->j.stretch + u;
-            const uint32_t *line = p->dpre + (half * t->j.stretch + u) * c->words;
-            int64_t end = lm__min(s->l->rows, (c->first + c->n) * s->l->each);
-            if (i == 0) *sum = 0;
-            for (int64_t r = c->first * s->l->each, q = 0; r < end; r++, q++)
-                *sum += number(t, line, q);
-        }
+static int64_t up_first(const bwd_task *t, const bwd_item *s, int half) {
+    return (s->l->expert * t->j.wide + half * t->f->hidden + s->first) * t->f->dim;
+}
+static int64_t down_first(const bwd_task *t, const bwd_item *s) {
+    return s->l->expert * t->f->dim * t->f->hidden + s->first;
+}
+
+void lm__bwd_weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
+                      int half, const bwd_places *p, bwd_meanwhile *m) {
+    const lm_ffn_gradients *g = t->g;
+    if (g->up) {
+        int64_t first = up_first(t, s, half), dim = t->f->dim;
+        weigh_up(t, s, c, half,
+                 place_of(t, s, i, g->up, first, g->up_dtype, dim, g->add_up,
+                          p->up_sums + half * t->j.stretch * dim, dim),
+                 p, m);
+        round_sums(t, s, i, g->up, first, g->up_dtype, dim,
+                   p->up_sums + half * t->j.stretch * dim, s->n, dim, dim);
     }
-    if (t->g->down)
-        weigh_down(t, s, c,
-                   place_of(t, down_gradient(t, s), f->hidden, s->l, i, t->g->add_down), p);
+    while (lm__across_step(&m->across)) {
+    }
+    for (int64_t u = 0; u < s->n && t->g->up_bias; u++) {
+        float *sum = p->sums + half * t->j.stretch + u;
+        const uint32_t *line = p->dpre + (half * t->j.stretch + u) * c->words;
+        int64_t end = lm__min(s->l->rows, (c->first + c->n) * s->l->each);
+        if (i == 0) *sum = 0;
+        for (int64_t r = c->first * s->l->each, q = 0; r < end; r++, q++)
+            *sum += number(t, line, q);
+    }
 }
+
+void lm__bwd_weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
+                        const bwd_places *p, bwd_meanwhile *m) {
+    const lm_ffn_gradients *g = t->g;
+    if (g->down) {
+        int64_t first = down_first(t, s), hidden = t->f->hidden;
+        weigh_down(t, s, c,
+                   place_of(t, s, i, g->down, first, g->down_dtype, hidden, g->add_down,
+                            p->down_sums, t->j.stretch),
+                   p, m);
+        round_sums(t, s, i, g->down, first, g->down_dtype, hidden, p->down_sums, t->f->dim,
+                   s->n, t->j.stretch);
+    }
+    while (lm__across_step(&m->across)) {
+    }
+}
+
 void lm__bwd_clear(const bwd_task *t, const bwd_item *s) {
-    int64_t dim = t->f->dim;
-    for (int half = 0; half < t->j.halves && t->g->up && !t->g->add_up; half++)
-        memset(up_gradient(t, s, half), 0, (size_t)(s->n * dim) * sizeof(float));
-    for (int64_t d = 0; d < dim && t->g->down && !t->g->add_down; d++)
-        memset(down_gradient(t, s) + d * t->f->hidden, 0, (size_t)s->n * sizeof(float));
+    const lm_ffn_gradients *g = t->g;
+    size_t up = lm__size(g->up_dtype), down = lm__size(g->down_dtype);
+    for (int half = 0; half < t->j.halves && g->up && !g->add_up; half++)
+        memset((char *)g->up + (size_t)up_first(t, s, half) * up, 0,
+               (size_t)(s->n * t->f->dim) * up);
+    for (int64_t d = 0; d < t->f->dim && g->down && !g->add_down; d++)
+        memset((char *)g->down + (size_t)(down_first(t, s) + d * t->f->hidden) * down, 0,
+               (size_t)s->n * down);
 }
 
 /* They are added as a whole, as products are, so that gradients that are added up elsewhere

@@ -3,6 +3,7 @@
 #define LANES  4
 #define HIGH   4
 #define FEW    lm__few_baseline
+#define OUTER  lm__outer_baseline
 #define ACROSS lm__across_baseline
 #include "kernels/cpu/strip_body.h"
 
@@ -25,15 +26,25 @@ static int multiplies_pairs(void) {
 #endif
 
 lm_words lm__words(int dtype) {
-    lm_words w = {dtype, 0, lm__strip_baseline, lm__few_baseline, lm__across_baseline};
+    lm_words w = {dtype,
+                  0,
+                  lm__strip_baseline,
+                  lm__outer_baseline,
+                  lm__few_baseline,
+                  lm__across_baseline};
 #if defined(__x86_64__) && defined(__GNUC__)
     if (dtype == LM_BF16 && multiplies_pairs())
-        return (lm_words){dtype, 1, lm__strip_avx512bf16, lm__few_avx512bf16,
+        return (lm_words){dtype,
+                          1,
+                          lm__strip_avx512bf16,
+                          lm__outer_avx512bf16,
+                          lm__few_avx512bf16,
                           lm__across_avx512bf16};
     if (has_avx512())
-        w = (lm_words){dtype, 0, lm__strip_avx512, lm__few_avx512, lm__across_avx512};
+        w = (lm_words){
+            dtype, 0, lm__strip_avx512, lm__outer_avx512, lm__few_avx512, lm__across_avx512};
     else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        w = (lm_words){dtype, 0, lm__strip_avx2, lm__few_avx2, lm__across_avx2};
+        w = (lm_words){dtype, 0, lm__strip_avx2, lm__outer_avx2, lm__few_avx2, lm__across_avx2};
 #endif
     if (dtype == LM_BF16) w.across = NULL;
     return w;

@@ -42,12 +42,16 @@ typedef struct lm_ahead {
     const char *row;
     int64_t stride, rows;  /* in bytes; rows that are left */
     int lines, line, rate; /* of a row; next */
-    const char *then;      /* and as many rows from here after those, unless NULL */
-    int64_t then_rows;
 } lm_ahead;
 
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
                          int64_t ldc, int width, int store, lm_ahead *ahead);
+
+/* The same over several slabs, `step` words apart, of a few words of k: 8 rows. Of ahead one
+ * turn a slab. Where words are pairs, C may be bf16 too: then it is rounded, and not added to.
+ */
+typedef void lm_outer_fn(int64_t k, lm_left a, const uint32_t *b, int64_t step, int slabs,
+                         void *c, int c_dtype, int64_t ldc, int store, lm_ahead *ahead);
 
 /* a: 32 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: where rows
  * begin, as far apart, that will be read next and should come nearer meanwhile */
@@ -58,20 +62,24 @@ typedef void lm_few_fn(int64_t k, const uint32_t *a, int64_t ld,
 /* A weight whose rows are the inner dimension has its columns in a row, and so is the vectors
  * where it lies:
  *
- *   C [8, 32] = A [8, n] W [n, 32], or C goes on being summed
+ *   C [rows, 32] = A [rows, n] W [n, 32], or C goes on being summed
  *
- * a: word (i, p) is a[32 p + i], a part of a slab; w: rows `ld` numbers apart. */
-typedef void lm_across_fn(int64_t n, const uint32_t *a, const void *w, int64_t ld, float *c,
-                          int64_t ldc, int go_on, lm_ahead *ahead);
+ * rows: a multiple of 8 up to 32; n: at most LM_TALL words; a: word (i, p) is a[32 p + i], a
+ * slab; w: rows `ld` numbers apart. Their words are made once for all rows of A. */
+enum { LM_TALL = 16 };
+typedef void lm_across_fn(int64_t n, const uint32_t *a, int64_t rows, const void *w, int64_t ld,
+                          float *c, int64_t ldc, int go_on);
 
 /* strip_avx512bf16.c, and strip_body.h for each instruction set; rows: those of A that exist */
 lm_strip_fn lm__strip_baseline, lm__strip_avx2, lm__strip_avx512, lm__strip_avx512bf16;
+lm_outer_fn lm__outer_baseline, lm__outer_avx2, lm__outer_avx512, lm__outer_avx512bf16;
 lm_few_fn lm__few_baseline, lm__few_avx2, lm__few_avx512, lm__few_avx512bf16;
 lm_across_fn lm__across_baseline, lm__across_avx2, lm__across_avx512, lm__across_avx512bf16;
 
 typedef struct lm_words { /* how numbers of a dtype become words here */
     int dtype, pairs;     /* pairs: two bf16 to a word */
     lm_strip_fn *strip;
+    lm_outer_fn *outer;
     lm_few_fn *few;
     lm_across_fn *across; /* NULL: words are not made of numbers where they lie */
 } lm_words;
@@ -90,7 +98,7 @@ typedef struct lm_part {
 /* All of it within `words` of k. */
 static inline lm_ahead lm__ahead(lm_words w, lm_part x, int64_t words) {
     int64_t size = (int64_t)lm__size(w.dtype), lines = (x.n * size + 63) / 64;
-    lm_ahead a = {x.x, x.ld * size, x.x ? x.rows : 0, (int)lines, 0, 0, NULL, 0};
+    lm_ahead a = {x.x, x.ld * size, x.x ? x.rows : 0, (int)lines, 0, 0};
     a.rate = (int)((lines * x.rows * 16 + words - 1) / lm__max(words, 1));
     return a;
 }
@@ -102,8 +110,6 @@ static inline void lm__fetch(lm_ahead *a) {
         left -= n;
         if ((a->line += n) < a->lines) break;
         a->line = 0, a->rows--, a->row += a->stride;
-        if (a->rows == 0 && a->then_rows)
-            a->row = a->then, a->rows = a->then_rows, a->then_rows = 0;
     }
 }
 
@@ -127,11 +133,30 @@ int lm__few_rows(int rows, const uint32_t *b[LM_FEW]);
  * or after the rows. */
 void lm__few_product(lm_words w, lm_part a, int64_t p, const uint32_t *const b[LM_FEW],
                      int rows, float *c, int64_t ldc, int add, uint32_t *room);
-/* c [rows, w.n] = A W, or added to c: then `part`, as large, takes the sum first. A: a slab, of
- * whose columns so many are rows, and whose words are W's rows. Rows of c are ldc apart, a
- * multiple of 32, and are computed by eights. next: what will be read after W. */
-void lm__across_product(lm_words words, lm_part w, lm_part next, const uint32_t *a,
-                        int64_t rows, float *c, int64_t ldc, float *part);
+
+/* ---- across.c ---- */
+
+/* c [rows, w.n] = A W, in steps, so that it can go on beside something else. A: a slab, whose
+ * columns are rows and whose words are W's rows. */
+typedef struct lm_across {
+    lm_words words;
+    lm_part w;
+    const uint32_t *a;
+    int64_t rows; /* up to 32; those of c are as many eights */
+    float *c;
+    int64_t ldc;      /* a multiple of 32 */
+    int go_on;        /* c is what was summed before */
+    int64_t cut;      /* of W's rows: sums begin anew after so many, and are added up */
+    float *part;      /* as large as c, for those after the first; NULL if there are none */
+    int64_t panel;    /* columns at a time, so that c is near meanwhile */
+    int64_t at, q, d; /* the next: panel, row of W, column */
+    int near;         /* W is near already */
+    lm_ahead ahead;   /* of W: otherwise */
+} lm_across;
+/* One of 32 columns and some rows of W; 0 when there was nothing left. */
+int lm__across_step(lm_across *x);
+int64_t lm__across_steps(const lm_across *x); /* of all of it */
+
 /* 32 rows of n words -> [n, 32]. Rows may be NULL: zeros. */
 void lm__turn(const uint32_t *const rows[LM_STRIP_COLS], int64_t n, uint32_t *to);
 

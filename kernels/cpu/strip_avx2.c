@@ -2,6 +2,7 @@
 #if defined(__AVX2__)
 #define STRIP           lm__strip_avx2
 #define FEW             lm__few_avx2
+#define OUTER           lm__outer_avx2
 #define ACROSS          lm__across_avx2
 #define LANES           8
 #define HIGH            4

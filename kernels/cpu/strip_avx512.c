@@ -2,6 +2,7 @@
 #if defined(__AVX512F__)
 #define STRIP           lm__strip_avx512
 #define FEW             lm__few_avx512
+#define OUTER           lm__outer_avx512
 #define ACROSS          lm__across_avx512
 #define LANES           16
 #define HIGH            8

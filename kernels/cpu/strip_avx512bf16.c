@@ -2,6 +2,7 @@
 #if defined(__AVX512BF16__)
 #define STRIP  lm__strip_avx512bf16
 #define FEW    lm__few_avx512bf16
+#define OUTER  lm__outer_avx512bf16
 #define ACROSS lm__across_avx512bf16
 #define LANES  16
 #define HIGH   8
@@ -11,8 +12,15 @@
 #define STREAM(to, sum) _mm512_stream_ps((float *)(to), (__m512)(sum))
 #define COLUMNS(v, row, below)                                                                 \
     ((v)[0] = (lanes)woven(weave[0], row, below), (v)[1] = (lanes)woven(weave[1], row, below))
+#define NARROW(to, low, high, stream) keep_bf16(to, (__m512)(low), (__m512)(high), stream)
 #include <immintrin.h>
 #include <stdint.h>
+static inline __attribute__((always_inline)) void keep_bf16(uint16_t *to, __m512 low,
+                                                            __m512 high, int stream) {
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    if (stream) _mm512_stream_si512((__m512i *)(void *)to, both);
+    else _mm512_storeu_si512(to, both);
+}
 /* numbers of a row and of the one below it, in turns */
 static const uint16_t weave[2][32] = {
     {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,

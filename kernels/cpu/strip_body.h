@@ -93,6 +93,69 @@ void STRIP(int64_t k, lm_left a, int rows, const uint32_t *b, float *c, int64_t 
     else pieces(k, a, rows, LM_STRIP_ROWS, slab, c, ldc, width, store, ahead);
 }
 
+/* ---- many slabs ---- */
+
+#ifndef NARROW /* two registers as bf16: strip.h */
+#define NARROW(to, low, high, stream) ((void)(to), (void)(low), (void)(high))
+#endif
+
+/* A slab of HIGH rows by two registers; narrow and `store` are constants where this is
+ * expanded. */
+LM_INLINE void outer_slab(int64_t k, const word *a, int64_t row, const float *b, void *c,
+                          int narrow, int64_t ldc, int store) {
+    lanes sum[HIGH][2] = {{{0}}};
+    for (int64_t p = 0; p < k; p++, a++, b += LM_STRIP_COLS) {
+        lanes b0 = *(const lanes *)b, b1 = *(const lanes *)(b + LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < HIGH; i++) {
+            word v = a[i * row];
+            MULTIPLY_ADD(sum[i][0], v, b0);
+            MULTIPLY_ADD(sum[i][1], v, b1);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < HIGH; i++) {
+        if (narrow) {
+            NARROW((uint16_t *)c + i * ldc, sum[i][0], sum[i][1], store == LM_STRIP_STREAM);
+            continue;
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            lanes *to = (lanes *)((float *)c + i * ldc + j * LANES);
+            if (store == LM_STRIP_ADD) sum[i][j] += *to;
+            if (store == LM_STRIP_STREAM) STREAM(to, sum[i][j]);
+            else *to = sum[i][j];
+        }
+    }
+}
+
+LM_INLINE void outer(int64_t k, lm_left a, const float *b, int64_t step, int slabs, void *c,
+                     int narrow, int64_t ldc, int store, lm_ahead *ahead) {
+    int64_t size = narrow ? sizeof(uint16_t) : sizeof(float);
+    for (int s = 0; s < slabs; s++, b += step) {
+        lm__fetch(ahead);
+        for (int i = 0; i < LM_STRIP_ROWS; i += HIGH)
+            for (int j = 0; j < LM_STRIP_COLS; j += 2 * LANES)
+                outer_slab(k, (const word *)a.data + i * a.row, a.row, b + j,
+                           (char *)c + (i * ldc + s * LM_STRIP_COLS + j) * size, narrow, ldc,
+                           store);
+    }
+}
+
+void OUTER(int64_t k, lm_left a, const uint32_t *b, int64_t step, int slabs, void *c,
+           int c_dtype, int64_t ldc, int store, lm_ahead *ahead) {
+    const float *slab = (const float *)(const void *)b;
+    int narrow = c_dtype == LM_BF16;
+    if (narrow && store == LM_STRIP_STREAM)
+        outer(k, a, slab, step, slabs, c, 1, ldc, LM_STRIP_STREAM, ahead);
+    else if (narrow) outer(k, a, slab, step, slabs, c, 1, ldc, LM_STRIP_WRITE, ahead);
+    else if (store == LM_STRIP_STREAM)
+        outer(k, a, slab, step, slabs, c, 0, ldc, LM_STRIP_STREAM, ahead);
+    else if (store == LM_STRIP_ADD)
+        outer(k, a, slab, step, slabs, c, 0, ldc, LM_STRIP_ADD, ahead);
+    else outer(k, a, slab, step, slabs, c, 0, ldc, LM_STRIP_WRITE, ahead);
+}
+
 /* ---- few columns ---- */
 
 typedef int32_t order __attribute__((vector_size(4 * LANES)));
@@ -232,21 +295,26 @@ LM_INLINE void add_word(lanes sum[HIGH][2], const uint32_t *a, const lanes v[2])
     }
 }
 
+/* keep: the columns' words go to `near` as well; otherwise they are read from there. */
 LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld, float *c,
-                      int64_t ldc, int go_on) {
+                      int64_t ldc, int go_on, lanes *near, int keep) {
     lanes sum[HIGH][2] = {{{0}}};
-    int64_t words = n / NUMBERS;
+    int64_t words = keep ? n / NUMBERS : (n + NUMBERS - 1) / NUMBERS;
 #pragma GCC unroll 8
     for (int i = 0; i < HIGH && go_on; i++)
         sum[i][0] = *(lanes *)(c + i * ldc), sum[i][1] = *(lanes *)(c + i * ldc + LANES);
-    for (int64_t p = 0; p < words; p++, a += LM_STRIP_COLS, w += NUMBERS * ld) {
+    for (int64_t p = 0; p < words; p++, a += LM_STRIP_COLS, w += NUMBERS * ld, near += 2) {
         lanes v[2];
-        COLUMNS(v, w, w + ld);
+        if (keep) {
+            COLUMNS(v, w, w + ld);
+            near[0] = v[0], near[1] = v[1];
+        } else v[0] = near[0], v[1] = near[1];
         add_word(sum, a, v);
     }
-    if (n % NUMBERS) { /* the last word is half full */
+    if (keep && n % NUMBERS) { /* the last word is half full */
         lanes v[2];
         COLUMNS(v, w, no_row);
+        near[0] = v[0], near[1] = v[1];
         add_word(sum, a, v);
     }
 #pragma GCC unroll 8
@@ -254,10 +322,13 @@ LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld,
         *(lanes *)(c + i * ldc) = sum[i][0], *(lanes *)(c + i * ldc + LANES) = sum[i][1];
 }
 
-void ACROSS(int64_t n, const uint32_t *a, const void *w, int64_t ld, float *c, int64_t ldc,
-            int go_on, lm_ahead *ahead) {
-    lm__fetch(ahead);
-    for (int j = 0; j < LM_STRIP_COLS; j += 2 * LANES)
-        for (int i = 0; i < LM_STRIP_ROWS; i += HIGH)
-            across(n, a + i, (const number *)w + j, ld, c + i * ldc + j, ldc, go_on);
+void ACROSS(int64_t n, const uint32_t *a, int64_t rows, const void *w, int64_t ld, float *c,
+            int64_t ldc, int go_on) {
+    lanes near[2 * LM_TALL];
+    for (int j = 0; j < LM_STRIP_COLS; j += 2 * LANES) {
+        const number *from = (const number *)w + j;
+        across(n, a, from, ld, c + j, ldc, go_on, near, 1);
+        for (int64_t i = HIGH; i < rows; i += HIGH)
+            across(n, a + i, from, ld, c + i * ldc + j, ldc, go_on, near, 0);
+    }
 }

@@ -487,6 +487,7 @@ local getters = {
   shape = function(x) return x:shape_table() end,
   requires_grad = function(x) return C.lm_tensor_requires_grad(pointer(x, 'requires_grad', 'self')) == 1 end,
   is_leaf = function(x) return C.lm_tensor_is_leaf(pointer(x, 'is_leaf', 'self')) == 1 end,
+  grad_dtype = function(x) return NAME[C.lm_tensor_grad_dtype(pointer(x, 'grad_dtype', 'self'))] end,
   grad = function(x)
     check(C.lm_tensor_grad(pointer(x, 'grad', 'self'), out))
     if out[0] == nil then return nil end
@@ -520,6 +521,8 @@ function metatable.__newindex(x, key, value)
     else check(C.lm_tensor_copy(pointer(view), pointer(value, 'assignment', 'value'))) end
   elseif key == 'requires_grad' then
     check(C.lm_tensor_set_requires_grad(pointer(x, key, 'self'), value and 1 or 0))
+  elseif key == 'grad_dtype' then
+    check(C.lm_tensor_set_grad_dtype(pointer(x, key, 'self'), dtype_of(value, key)))
   elseif key == 'grad' then
     check(C.lm_tensor_set_grad(pointer(x, key, 'self'), value ~= nil and pointer(value, key, 'value') or nil))
   else

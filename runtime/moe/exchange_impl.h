@@ -37,9 +37,10 @@ int lm__weights_start(lm_plan *p, lm_tensor *weights);
 bool lm__weights_under_way(const lm_plan *p);
 int lm__weights_finish(lm_plan *p, lm_tensor **out);
 
-/* experts.c: the f32 gradient of an input to write to: the leaf's own (*own NULL), or a new
- * one. fresh: it holds nothing yet. Then the end of it, of st too: what is new is given. */
-int lm__gradient_of(lm_node *n, int input, const lm_tensor *like, lm_tensor **grad,
+/* experts.c: the gradient of an input to write to: the leaf's own (*own NULL), or a new one.
+ * fresh: it holds nothing yet; if it may be `narrow` then, it is of the leaf's grad_dtype, and
+ * f32 otherwise. Then the end of it, of st too: what is new is given. */
+int lm__gradient_of(lm_node *n, int input, const lm_tensor *like, bool narrow, lm_tensor **grad,
                     lm_tensor **own, bool *fresh);
 int lm__finish_gradient(int st, lm_node *n, int input, lm_tensor *own);
 

@@ -19,10 +19,10 @@ static int input_gradient(lm_node *n, const lm_plan *p, lm_tensor *dy, lm_tensor
     return lm__give_result(st, n, 0, dx);
 }
 
-int lm__gradient_of(lm_node *n, int input, const lm_tensor *like, lm_tensor **grad,
+int lm__gradient_of(lm_node *n, int input, const lm_tensor *like, bool narrow, lm_tensor **grad,
                     lm_tensor **own, bool *fresh) {
     *own = NULL;
-    int st = lm__leaf_grad(n, input, grad, fresh);
+    int st = lm__leaf_grad(n, input, narrow, grad, fresh);
     if (st != LM_OK || *grad) return st;
     *fresh = true;
     st = lm__tensor_like(like, LM_F32, own);
@@ -50,7 +50,7 @@ static int linear_backward(lm_node *n) {
     if (lm__wants(n, 0)) st = input_gradient(n, p, dy, x, w);
     lm_dist_progress();
     if (st == LM_OK && lm__wants(n, 1)) {
-        st = lm__gradient_of(n, 1, w, &grad, &own, &fresh);
+        st = lm__gradient_of(n, 1, w, false, &grad, &own, &fresh);
         if (st == LM_OK)
             st = lm__ran("experts: the gradient of their weights",
                          lm__kernels(x)->grouped_gemm_dw(p->local_experts, p->offsets, out, in,
@@ -59,7 +59,7 @@ static int linear_backward(lm_node *n) {
         st = lm__finish_gradient(st, n, 1, own);
     }
     if (st == LM_OK && bias && lm__wants(n, 2)) {
-        st = lm__gradient_of(n, 2, bias, &grad, &own, &fresh);
+        st = lm__gradient_of(n, 2, bias, false, &grad, &own, &fresh);
         if (st == LM_OK)
             st = lm__kernels(x)->grouped_sum(p->local_experts, p->offsets, out,
                                              (float *)(void *)grad->data, dy->data, dy->dtype,

@@ -71,21 +71,24 @@ typedef struct { /* gradients on their way: to a leaf's own, or to one that is g
     lm_tensor *to[INPUTS], *own[INPUTS];
 } gradients;
 
-static int want(lm_node *n, gradients *g, int input, lm_tensor *like, float **to, int *add) {
-    bool fresh;
+static int want(lm_node *n, gradients *g, int input, lm_tensor *like, int *add) {
+    bool fresh = false, narrow = input == UP || input == DOWN;
     if (!lm__wants(n, input)) return LM_OK;
-    int st = lm__gradient_of(n, input, like, &g->to[input], &g->own[input], &fresh);
-    if (st == LM_OK) *to = floats(g->to[input]), *add = !fresh;
+    int st = lm__gradient_of(n, input, like, narrow, &g->to[input], &g->own[input], &fresh);
+    *add = !fresh;
     return st;
 }
 
 static int prepare(lm_node *n, const lm_plan *p, lm_tensor *const in[], gradients *g,
                    lm_ffn_gradients *k, lm_tensor **dx, lm_tensor **dscale) {
-    int st = want(n, g, UP, in[UP], &k->up, &k->add_up);
-    if (st == LM_OK) st = want(n, g, DOWN, in[DOWN], &k->down, &k->add_down);
-    if (st == LM_OK) st = want(n, g, UP_BIAS, in[UP_BIAS], &k->up_bias, &k->add_up_bias);
-    if (st == LM_OK)
-        st = want(n, g, DOWN_BIAS, in[DOWN_BIAS], &k->down_bias, &k->add_down_bias);
+    int st = want(n, g, UP, in[UP], &k->add_up);
+    if (st == LM_OK) st = want(n, g, DOWN, in[DOWN], &k->add_down);
+    if (st == LM_OK) st = want(n, g, UP_BIAS, in[UP_BIAS], &k->add_up_bias);
+    if (st == LM_OK) st = want(n, g, DOWN_BIAS, in[DOWN_BIAS], &k->add_down_bias);
+    if (st == LM_OK && g->to[UP]) k->up = g->to[UP]->data, k->up_dtype = g->to[UP]->dtype;
+    if (st == LM_OK && g->to[DOWN])
+        k->down = g->to[DOWN]->data, k->down_dtype = g->to[DOWN]->dtype;
+    k->up_bias = floats(g->to[UP_BIAS]), k->down_bias = floats(g->to[DOWN_BIAS]);
     if (st == LM_OK && lm__wants(n, X)) {
         st = lm__rows_new(in[X]->dtype, p->arrivals, in[X]->shape[1], dx);
         if (st == LM_OK) k->dx = (*dx)->data;

@@ -19,7 +19,7 @@ rows_backward(lm_node *n) { /* saved 0: ids; into a leaf's gradient if there is 
     for (int d = 1; d < n->edge[0].ndim; d++) width *= n->edge[0].shape[d];
     int st = lm__saved(n, 0, &ids);
     if (st == LM_OK) st = lm__tensor_dense(lm__grad(n, 0), lm__grad(n, 0)->dtype, &dy);
-    if (st == LM_OK) st = lm__leaf_grad(n, 0, &dw, &fresh);
+    if (st == LM_OK) st = lm__leaf_grad(n, 0, false, &dw, &fresh);
     if (st == LM_OK && fresh)
         st = lm__ran(n->op, lm__kernels(dy)->fill(dw->data, LM_F32, dw->numel, 0));
     if (st == LM_OK && !dw) {

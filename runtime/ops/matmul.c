@@ -193,7 +193,7 @@ static int linear_backward(lm_node *n) { /* saved: x, weight, y of relu */
         else lm_tensor_release(dx);
     }
     if (st == LM_OK && lm__wants(n, 1)) { /* dW += dy' x, straight into a leaf's gradient */
-        st = lm__leaf_grad(n, 1, &dw, &fresh);
+        st = lm__leaf_grad(n, 1, false, &dw, &fresh);
         if (st == LM_OK && !dw) {
             st = lm_tensor_new(LM_F32, 2, w->shape, &own);
             dw = own, fresh = true;

@@ -76,9 +76,11 @@ static int64_t elements(const lm_shard *s, int rank) {
     return s->bytes[rank] / lm_dtype_size(s->param->dtype);
 }
 
-/* f32 and contiguous, whatever the user made of it. A gradient that did not come is zeros. */
+/* f32 and contiguous, whatever the user made of it, if others read it. A gradient that did not
+ * come is zeros. */
 static int whole_gradient(lm_shard *s) {
     lm_tensor *p = s->param, *g = NULL;
+    if (p->grad && lm__shard_alone(p)) return LM_OK;
     if (p->grad && p->grad->dtype == LM_F32 && lm_tensor_is_contiguous(p->grad)) return LM_OK;
     int st = p->grad ? lm__tensor_dense(p->grad, LM_F32, &g)
                      : lm_tensor_full(LM_F32, p->ndim, p->shape, 0, &g);

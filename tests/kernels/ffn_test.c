@@ -100,6 +100,30 @@ static float *gradient(int64_t n, float **was) { /* where a line of the cache be
     return g;
 }
 
+/* Gradients of the weights in bf16 are those in f32, rounded once. */
+static void rounded_once(const lm_ffn *f, const lm_ffn_gradients *f32, const void *dy,
+                         const void *x, const void *pre, const float *scale, void *room,
+                         int64_t ups, int64_t downs) {
+    int64_t n[2] = {ups, downs};
+    const float *want[2] = {f32->up, f32->down};
+    lm_ffn_gradients g = {.dx = f32->dx, .up_dtype = LM_BF16, .down_dtype = LM_BF16};
+    uint16_t *got[2];
+    for (int i = 0; i < 2; i++) {
+        got[i] = aligned_alloc(64, ((size_t)n[i] * sizeof *got[i] + 64) / 64 * 64);
+        for (int64_t q = 0; q < n[i]; q++) got[i][q] = 0x7fc0; /* NaN */
+    }
+    g.up = got[0], g.down = got[1];
+    ok(lm_cpu_ffn_bwd(f, &g, dy, x, pre, scale, room));
+    for (int i = 0; i < 2; i++) {
+        int64_t other = 0;
+        for (int64_t q = 0; q < n[i]; q++) other += got[i][q] != lm_f32_to_bf16(want[i][q]);
+        check_count++;
+        check_failures += other > 0;
+        if (other) check_case("%s in bf16: %d differ", i ? "ddown" : "dup", (int)other);
+        free(got[i]);
+    }
+}
+
 static void run(const ffn_case *c) {
     int64_t offset[6] = {0}, rows = 0, dim = c->dim, hidden = c->hidden, bad = check_failures;
     for (int e = 0; e < c->experts; e++) offset[e + 1] = rows += c->counts[e];
@@ -148,6 +172,10 @@ static void run(const ffn_case *c) {
     void *room = malloc((size_t)bytes + 1);
     ok(lm_cpu_ffn_bwd(&f, &g, dy, x, c->recompute ? NULL : pre, c->scaled ? scale : NULL,
                       room));
+
+    if (!c->add)
+        rounded_once(&f, &g, dy, x, c->recompute ? NULL : pre, c->scaled ? scale : NULL, room,
+                     E * wide * dim, E * dim * hidden);
 
     size_t n = (size_t)(dim + dim + 2 * hidden + hidden + hidden + 2 * hidden + 2 * hidden);
     double *space = calloc(n, sizeof *space);
@@ -234,7 +262,7 @@ static void few_as_many(int dtype, int activation, int64_t dim, int64_t hidden) 
                 .bias_dtype = LM_F32};
     ok(lm_cpu_ffn_fwd(&f, y, pre, x));
     find_dx(&f, y, x, dx);
-    for (int64_t rows = 1; rows <= 25; rows++) {
+    for (int64_t rows = 1; rows <= 33; rows++) {
         omp_set_num_threads(1 + (int)rows % 3);
         offset[1] = offset[2] = rows;
         ok(lm_cpu_ffn_fwd(&f, some, rows % 2 ? some_pre : NULL, x));
@@ -291,6 +319,8 @@ TEST(test_ffn) {
     hot.dtype = LM_BF16, hot.add = 1, hot.recompute = 1;
     run(&hot);
     hot.add = 0, hot.counts[0] = 513, hot.dim = 140, hot.hidden = 33;
+    run(&hot);
+    hot.dtype = LM_F32;
     run(&hot);
     /* gradients that are larger than caches */
     ffn_case large = {LM_F32, LM_SWIGLU, 0, 0, 0, 0, 0, 2, {0, 2}, 1024, 1040};

@@ -76,11 +76,15 @@ function optimizer.new(kind, params, opts, slots, update, whole)
   if type(params) ~= 'table' or type(params[1]) ~= 'table' or not params[1].tensor then
     status.argument('optim.%s: wants the list that module:named_parameters() gives', kind)
   end
+  if opts.gradients and opts.gradients ~= 'f32' and opts.gradients ~= 'bf16' then
+    status.argument("optim.%s: gradients are 'f32' or 'bf16', not '%s'", kind, tostring(opts.gradients))
+  end
   local self = setmetatable({ kind = kind, params = params, opts = opts, update = update, steps = 0, state = {},
     parts = {}, offloaded = {}, roundings = {} }, Optimizer)
   local away = {}
   for _, p in ipairs(params) do
     local part = part_of(kind, p, whole)
+    if opts.gradients then p.tensor.grad_dtype = opts.gradients end
     local shapes = slots(part)
     self.parts[p.name] = part
     if placement.mesh(p).offload then

@@ -6,19 +6,19 @@ local sizes = require 'tests.bench.sizes'
 
 local function layer(b, dtype, o)
   local job = { dim = b:size(512, 16), hidden = b:size(o.hidden or 2048, 8), tokens = b:size(o.tokens or 2048, 32), experts = o.experts,
-    top_k = o.top_k, dtype = dtype, activation = 'swiglu', without_update = true }
+    top_k = o.top_k, dtype = dtype, gradients = dtype, activation = 'swiglu', without_update = true }
   job.ids = routing.ids(o.routing or 'balanced', job.tokens, job.experts, job.top_k)
   return job
 end
 
 -- The least time forward and backward can take: multiplying and adding, or reading the weights of every expert that has
--- tokens twice and writing their gradients, which are f32.
+-- tokens twice and writing their gradients.
 local function limit(job)
   return function(own, limits)
     local _, used = routing.load(job.ids, job.experts)
     local weights = 3 * job.dim * job.hidden
     local compute = 3 * 2 * weights * job.tokens * job.top_k / (limits[job.dtype] * 1e9)
-    local bytes = weights * used * (2 * (job.dtype == 'bf16' and 2 or 4) + 4)
+    local bytes = weights * used * 3 * (job.dtype == 'bf16' and 2 or 4)
     local memory = bytes / (math.max(limits.read, limits.copy, limits.update) * 1e9)
     return math.max(compute, memory) / (own.ms / 1e3)
   end

@@ -3,8 +3,8 @@
 -- swiglu, dropless: Hugging Face's Mixtral block and layers by hand. relu: DeepSpeed's layer, and ours as it, with capacity
 -- 1.25, where routes over it are dropped, or dropless, where it pads every expert to the busiest one.
 --
--- The peers' bf16 is all bf16, PyTorch's AdamW with its moments too; so ours has neither f32 masters nor f32 moments, but rounds
--- both at random where PyTorch rounds to the nearest. Some lines have ours with masters and f32 moments beside it.
+-- The peers' bf16 is all bf16, gradients and AdamW's moments too; so ours has bf16 gradients, and neither f32 masters nor f32
+-- moments, but rounds both at random where PyTorch rounds to the nearest. Some lines have ours with all of these in f32 beside it.
 local tablex = require 'pl.tablex'
 local measures = require 'tests.bench.measures'
 local routing = require 'tests.bench.routing'
@@ -42,7 +42,7 @@ local function compare(b, line)
     or line.capacity and line.experts == 8 and line.top_k == 1 and line.routing == 'balanced' or false
   local dim, hidden, tokens = b:size(512, 16), b:size(2048, 32), b:size(2048, 32)
   local job = { dim = dim, hidden = hidden, tokens = tokens, experts = line.experts, top_k = line.top_k, dtype = line.dtype,
-    activation = line.activation, capacity = line.capacity, masters = line.dtype == 'f32', moments = line.dtype }
+    activation = line.activation, capacity = line.capacity, masters = line.dtype == 'f32', moments = line.dtype, gradients = line.dtype }
   if not b:wanted(line, quick) then return end
   job.ids = routing.ids(line.routing, tokens, line.experts, line.top_k)
   local busiest = routing.load(job.ids, line.experts)
@@ -53,7 +53,7 @@ local function compare(b, line)
   local peers = peers_of(line, b.opts.quick)
   if not job.masters and line.activation == 'swiglu' and line.routing == 'balanced' and not b.opts.quick then
     peers[#peers + 1] = { name = 'lumoe, with f32 masters', program = 'layer',
-      job = tablex.update(tablex.copy(job), { masters = true, moments = 'f32' }) }
+      job = tablex.update(tablex.copy(job), { masters = true, moments = 'f32', gradients = 'f32' }) }
   end
   b:compare {
     name = ('%s E %d k %d %s%s'):format(line.activation, line.experts, line.top_k, line.routing,

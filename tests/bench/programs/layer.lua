@@ -1,6 +1,6 @@
 --- One MoE layer of ours: forward, backward, AdamW. The job: dim, hidden, experts, top_k, tokens, activation, dtype, capacity
 -- (a factor, with Random Token Selection; nil: dropless), ids (routing.lua), masters (f32, of bf16), moments (AdamW's: f32 or bf16),
--- without_update (no optimizer).
+-- gradients (f32 or bf16), without_update (no optimizer).
 local lumoe = require 'lumoe'
 local fixed = require 'tests.bench.programs.fixed'
 local serve = require 'tests.bench.programs.serve'
@@ -16,6 +16,7 @@ serve(function(job)
   layer:initialize()
   if job.dtype == 'bf16' then layer:to 'bf16' end
   layer:train()
+  for _, p in ipairs(layer:named_parameters()) do p.tensor.grad_dtype = job.gradients end
   local optimizer = not job.without_update
     and optim.AdamW(layer:named_parameters(), { lr = 1e-4, masters = job.masters, moments = job.moments })
   local x = lumoe.randn({ job.tokens, job.dim }, { dtype = job.dtype })
