@@ -87,24 +87,25 @@ lm_part lm__ffn_down_part(const lm_ffn_job *j, int64_t expert, int64_t row, int6
     return (lm_part){lm__element(j->f->dtype, j->f->down, at), ld, rows, n};
 }
 
-/* 8 rows at a time, while the 8 after them come nearer. */
+/* 8 or 12 rows at a time, while as many after them come nearer. */
 void lm__ffn_product(const lm_ffn_job *j, lm_part a, lm_part next, const uint32_t *b,
                      int64_t slab_step, int64_t cols, float *c, int64_t ldc, int add,
                      uint32_t *room) {
     int64_t k = lm__words_of(j->w, a.n), strips = lm__ffn_slabs(cols);
-    for (int64_t i = 0; i < a.rows; i += LM_STRIP_ROWS) {
-        int high = (int)lm__min(LM_STRIP_ROWS, a.rows - i);
+    int64_t most = cols <= 16 ? LM_STRIP_TALL : LM_STRIP_ROWS;
+    for (int64_t i = 0, high; i < a.rows; i += high) {
+        high = lm__min(most, a.rows - i);
         lm_left left =
             lm__left_rows(j->w, lm__element(j->w.dtype, a.x, i * a.ld), a.ld, high, a.n, room);
         lm_part then = next;
         if (i + high < a.rows)
             then = (lm_part){lm__element(j->w.dtype, a.x, (i + high) * a.ld), a.ld,
                              a.rows - i - high, a.n};
-        then.rows = lm__min(LM_STRIP_ROWS, then.rows);
+        then.rows = lm__min(most, then.rows);
         lm_ahead ahead = lm__ahead(j->w, then, k * strips);
         for (int64_t s = 0; s < strips; s++)
-            j->w.strip(k, left, high, b + s * slab_step, c + i * ldc + s * LM_STRIP_COLS, ldc,
-                       cols - s * LM_STRIP_COLS <= 16 ? 16 : 32, add, &ahead);
+            j->w.strip(k, left, (int)high, b + s * slab_step, c + i * ldc + s * LM_STRIP_COLS,
+                       ldc, cols - s * LM_STRIP_COLS <= 16 ? 16 : 32, add, &ahead);
     }
 }
 

@@ -63,7 +63,7 @@ void *lm__ffn_take(lm_ffn_room *room, int64_t count, size_t size); /* at NULL: o
 void lm__ffn_turn_rows(const lm_ffn_job *j, const lm_ffn_block *b, const void *x, uint32_t *to,
                        uint32_t *lines);
 /* c [rows of a, slabs of b] = A B, a part of a weight; cols of b. next: what will be read
- * after a. room: 8 * words of a row */
+ * after a. room: 12 * words of a row */
 void lm__ffn_product(const lm_ffn_job *j, lm_part a, lm_part next, const uint32_t *b,
                      int64_t slab_step, int64_t cols, float *c, int64_t ldc, int add,
                      uint32_t *room);

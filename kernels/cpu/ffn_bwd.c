@@ -35,7 +35,7 @@ static bwd_places places_in(const bwd_task *t, lm_ffn_room *room) {
     p.h = lm__ffn_take(room, S * R, sizeof *p.h);
     p.turned_h = lm__ffn_take(room, S * words, sizeof *p.turned_h);
     p.dh = lm__ffn_take(room, S * LM_BWD_ROWS, sizeof *p.dh);
-    p.pre = lm__ffn_take(room, j->halves * j->stretch * R, sizeof *p.pre);
+    p.pre = lm__ffn_take(room, (j->halves * j->stretch + LM_STRIP_TALL) * R, sizeof *p.pre);
     p.dx = lm__ffn_take(room, lm__max(LM_BWD_PANEL * LM_BWD_ROWS, t->f->dim), sizeof *p.dx);
     p.line = lm__ffn_take(room, LINES * R, sizeof *p.line);
     p.dscale = lm__ffn_take(room, R, sizeof *p.dscale);

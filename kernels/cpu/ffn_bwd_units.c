@@ -87,6 +87,7 @@ static void activate_back(const bwd_task *t, const bwd_item *s, const bwd_chunk 
     const lm_ffn_job *j = &t->j;
     int pairs = j->w.pairs;
     int64_t before = lm__bwd_words_before(t, b) - c->before, mine = lm__bwd_words_in(t, b);
+    int64_t wide = lm__round_up(b->rows, 16); /* the products use no more of a slab */
     float *h = p->line, *d = h + LM_FFN_ROWS, *scale = d + 4 * LM_FFN_ROWS;
     const float *dh = lm__bwd_dh_of(t, i - c->first, p);
     uint32_t *words = (uint32_t *)(void *)(scale + LM_FFN_ROWS);
@@ -95,15 +96,15 @@ static void activate_back(const bwd_task *t, const bwd_item *s, const bwd_chunk 
             int64_t u = pairs ? 2 * k + o : k;
             float *dg = d + o * LM_FFN_ROWS, *du = dg + 2 * LM_FFN_ROWS;
             if (u >= s->n) {
-                memset(dg, 0, (size_t)ldc * sizeof *dg);
-                memset(du, 0, (size_t)ldc * sizeof *du);
+                memset(dg, 0, (size_t)wide * sizeof *dg);
+                memset(du, 0, (size_t)wide * sizeof *du);
                 continue;
             }
             const float *g = p->pre + u * ldc;
             lm__ffn_activate_back(t->f->activation, h, dg, du, p->dscale, dh + u * ldc, g,
-                                  g + j->stretch * ldc, scale, ldc);
+                                  g + j->stretch * ldc, scale, wide);
             for (int half = 0; half < j->halves && !pairs; half++)
-                lm__ffn_settle(t->f->dtype, half ? du : dg, 0, ldc);
+                lm__ffn_settle(t->f->dtype, half ? du : dg, 0, wide);
             if (!t->weights) continue;
             if (!pairs) lm__ffn_settle(t->f->dtype, h, 0, ldc);
             line_to_words(t, h, b->rows, p->h + u * mine);
@@ -113,7 +114,7 @@ static void activate_back(const bwd_task *t, const bwd_item *s, const bwd_chunk 
         }
         for (int half = 0; half < j->halves && t->g->dx; half++) {
             const float *even = d + 2 * half * LM_FFN_ROWS;
-            lm__pair_floats(j->w, even, even + LM_FFN_ROWS, ldc, words);
+            lm__pair_floats(j->w, even, even + LM_FFN_ROWS, wide, words);
             leave_dpre(t, s, i, half, k, words, ldc);
         }
     }

@@ -15,11 +15,12 @@ static places places_in(const lm_ffn_job *j, lm_ffn_room *room) {
     places p;
     p.x = lm__ffn_take(room, LM_FFN_ROWS * d, sizeof *p.x);
     p.lines = lm__ffn_take(room, LM_STRIP_COLS * lm__max(d + 1, LM_FFN_ROWS), sizeof *p.lines);
-    p.pre = lm__ffn_take(room, j->halves * j->stretch * LM_FFN_ROWS, sizeof *p.pre);
+    p.pre = lm__ffn_take(room, (j->halves * j->stretch + LM_STRIP_TALL) * LM_FFN_ROWS,
+                         sizeof *p.pre);
     p.h = lm__ffn_take(room, STRETCH * LM_FFN_ROWS, sizeof *p.h);
     p.value = lm__ffn_take(room, 3 * LM_FFN_ROWS, sizeof *p.value);
-    p.y = lm__ffn_take(room, lm__round_up(j->f->dim, LM_STRIP_ROWS) * LM_FFN_ROWS, sizeof *p.y);
-    p.left = lm__ffn_take(room, LM_STRIP_ROWS * (k + 1), sizeof *p.left);
+    p.y = lm__ffn_take(room, (j->f->dim + LM_STRIP_TALL) * LM_FFN_ROWS, sizeof *p.y);
+    p.left = lm__ffn_take(room, LM_STRIP_TALL * (k + 1), sizeof *p.left);
     p.bias = lm__ffn_take(room, j->f->dim, sizeof *p.bias);
     return p;
 }

@@ -16,7 +16,7 @@
 
 #include "kernels/cpu/cpu.h"
 
-enum { LM_STRIP_ROWS = 8, LM_STRIP_COLS = 32 };
+enum { LM_STRIP_ROWS = 8, LM_STRIP_COLS = 32, LM_STRIP_TALL = 12 };
 
 /* What becomes of the sums: they take C's place, or are added to it; or take its place past the
  * caches, where C's rows begin lines of the cache: then lm__strip_settle before others read. */
@@ -44,6 +44,8 @@ typedef struct lm_ahead {
     int lines, line, rate; /* of a row; next */
 } lm_ahead;
 
+/* rows: of A, up to 8; or, against 16 columns, up to 12, for one register of sums a row of 8
+ * are too few to keep the units busy. Then as many rows of C are written, 8 or 12. */
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
                          int64_t ldc, int width, int store, lm_ahead *ahead);
 
@@ -115,8 +117,8 @@ static inline void lm__fetch(lm_ahead *a) {
 
 /* n numbers as words: where they lie, or else in room. */
 const uint32_t *lm__row_words(lm_words w, const void *x, int64_t n, uint32_t *room);
-/* Up to 8 rows of x, n numbers of each, `ld` apart: where they lie, or else in room, which has
- * place for 8 * words_of(n). */
+/* Some rows of x, n numbers of each, `ld` apart: where they lie, or else in room, which has
+ * place for rows * words_of(n). */
 lm_left lm__left_rows(lm_words w, const void *x, int64_t ld, int64_t rows, int64_t n,
                       uint32_t *room);
 /* x [n, cols], `ld` apart, as rows of its transpose: 8 of them every `step` words of room. */

@@ -38,12 +38,13 @@ static inline float as_float(uint32_t bits) {
 #define STREAM(to, sum) *(to) = (sum)
 #endif
 
-/* HIGH rows by `wide` registers; `col` is a constant where this is expanded. */
-LM_INLINE void piece(int64_t k, const word *const a[HIGH], int64_t col, const float *b,
-                     float *c, int64_t ldc, int wide, int store, lm_ahead *ahead) {
-    lanes sum[HIGH][2] = {{{0}}};
-#pragma GCC unroll 8
-    for (int i = 0; i < HIGH && store != LM_STRIP_STREAM; i++) { /* where the sums will go */
+/* `high` rows by `wide` registers; these and `col` are constants where this is expanded. */
+LM_INLINE void piece(int64_t k, const word *const a[LM_STRIP_TALL], int high, int64_t col,
+                     const float *b, float *c, int64_t ldc, int wide, int store,
+                     lm_ahead *ahead) {
+    lanes sum[LM_STRIP_TALL][2] = {{{0}}};
+#pragma GCC unroll 12
+    for (int i = 0; i < high && store != LM_STRIP_STREAM; i++) { /* where the sums will go */
         __builtin_prefetch(c + i * ldc, 1, 3);
         if (wide * LANES > 16) __builtin_prefetch(c + i * ldc + 16, 1, 3);
     }
@@ -53,16 +54,16 @@ LM_INLINE void piece(int64_t k, const word *const a[HIGH], int64_t col, const fl
         for (int64_t p = from; p < to; p++, b += LM_STRIP_COLS) {
             lanes b0 = *(const lanes *)b, b1 = {0};
             if (wide > 1) b1 = *(const lanes *)(b + LANES);
-#pragma GCC unroll 8
-            for (int i = 0; i < HIGH; i++) {
+#pragma GCC unroll 12
+            for (int i = 0; i < high; i++) {
                 word v = a[i][p * col];
                 MULTIPLY_ADD(sum[i][0], v, b0);
                 if (wide > 1) MULTIPLY_ADD(sum[i][1], v, b1);
             }
         }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < HIGH; i++)
+#pragma GCC unroll 12
+    for (int i = 0; i < high; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < wide; j++) {
             lanes *to = (lanes *)(c + i * ldc + j * LANES);
@@ -72,25 +73,32 @@ LM_INLINE void piece(int64_t k, const word *const a[HIGH], int64_t col, const fl
         }
 }
 
-LM_INLINE void pieces(int64_t k, lm_left a, int rows, int64_t col, const float *b, float *c,
-                      int64_t ldc, int width, int store, lm_ahead *ahead) {
-    for (int i = 0; i < LM_STRIP_ROWS; i += HIGH) {
-        const word *at[HIGH];
-#pragma GCC unroll 8
-        for (int r = 0; r < HIGH; r++) /* what is no row repeats the last */
-            at[r] = a.data + (i + r < rows || col != 1 ? i + r : rows - 1) * a.row;
-        int j = 0;
-        for (; j + 2 * LANES <= width; j += 2 * LANES)
-            piece(k, at, col, b + j, c + i * ldc + j, ldc, 2, store, ahead);
-        if (j < width) piece(k, at, col, b + j, c + i * ldc + j, ldc, 1, store, ahead);
-    }
+/* Rows from `first` on. */
+LM_INLINE void pieces(int64_t k, lm_left a, int rows, int first, int high, int64_t col,
+                      const float *b, float *c, int64_t ldc, int width, int store,
+                      lm_ahead *ahead) {
+    const word *at[LM_STRIP_TALL];
+#pragma GCC unroll 12
+    for (int r = 0; r < high; r++) /* what is no row repeats the last */
+        at[r] = a.data + (first + r < rows || col != 1 ? first + r : rows - 1) * a.row;
+    c += first * ldc;
+    int j = 0;
+    for (; j + 2 * LANES <= width; j += 2 * LANES)
+        piece(k, at, high, col, b + j, c + j, ldc, 2, store, ahead);
+    if (j < width) piece(k, at, high, col, b + j, c + j, ldc, 1, store, ahead);
 }
 
 void STRIP(int64_t k, lm_left a, int rows, const uint32_t *b, float *c, int64_t ldc, int width,
            int store, lm_ahead *ahead) {
     const float *slab = (const float *)(const void *)b;
-    if (a.col == 1) pieces(k, a, rows, 1, slab, c, ldc, width, store, ahead);
-    else pieces(k, a, rows, LM_STRIP_ROWS, slab, c, ldc, width, store, ahead);
+    if (rows > LM_STRIP_ROWS && LANES == 16) {
+        pieces(k, a, rows, 0, LM_STRIP_TALL, 1, slab, c, ldc, 16, store, ahead);
+        return;
+    }
+    for (int i = 0; i < (rows > LM_STRIP_ROWS ? LM_STRIP_TALL : LM_STRIP_ROWS); i += HIGH) {
+        if (a.col == 1) pieces(k, a, rows, i, HIGH, 1, slab, c, ldc, width, store, ahead);
+        else pieces(k, a, rows, i, HIGH, LM_STRIP_ROWS, slab, c, ldc, width, store, ahead);
+    }
 }
 
 /* ---- many slabs ---- */
