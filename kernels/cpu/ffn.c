@@ -88,24 +88,30 @@ lm_part lm__ffn_down_part(const lm_ffn_job *j, int64_t expert, int64_t row, int6
 }
 
 /* 8 or 12 rows at a time, while as many after them come nearer. */
-void lm__ffn_product(const lm_ffn_job *j, lm_part a, lm_part next, const uint32_t *b,
-                     int64_t slab_step, int64_t cols, float *c, int64_t ldc, int add,
-                     uint32_t *room) {
-    int64_t k = lm__words_of(j->w, a.n), strips = lm__ffn_slabs(cols);
+void lm__ffn_product(const lm_ffn_job *j, lm_part a, int64_t cut, lm_part next,
+                     const uint32_t *b, int64_t slab_step, int64_t cols, float *c, int64_t ldc,
+                     int add, uint32_t *room) {
+    int64_t strips = lm__ffn_slabs(cols);
     int64_t most = cols <= 16 ? LM_STRIP_TALL : LM_STRIP_ROWS;
     for (int64_t i = 0, high; i < a.rows; i += high) {
         high = lm__min(most, a.rows - i);
-        lm_left left =
-            lm__left_rows(j->w, lm__element(j->w.dtype, a.x, i * a.ld), a.ld, high, a.n, room);
+        const char *rows = lm__element(j->w.dtype, a.x, i * a.ld);
         lm_part then = next;
         if (i + high < a.rows)
             then = (lm_part){lm__element(j->w.dtype, a.x, (i + high) * a.ld), a.ld,
                              a.rows - i - high, a.n};
         then.rows = lm__min(most, then.rows);
-        lm_ahead ahead = lm__ahead(j->w, then, k * strips);
-        for (int64_t s = 0; s < strips; s++)
-            j->w.strip(k, left, (int)high, b + s * slab_step, c + i * ldc + s * LM_STRIP_COLS,
-                       ldc, cols - s * LM_STRIP_COLS <= 16 ? 16 : 32, add, &ahead);
+        lm_ahead ahead = lm__ahead(j->w, then, lm__words_of(j->w, a.n) * strips);
+        for (int64_t q = 0; q < a.n; q += cut) {
+            int64_t n = lm__min(cut, a.n - q), k = lm__words_of(j->w, n);
+            lm_left left =
+                lm__left_rows(j->w, lm__element(j->w.dtype, rows, q), a.ld, high, n, room);
+            const uint32_t *words = b + lm__words_of(j->w, q) * LM_STRIP_COLS;
+            for (int64_t s = 0; s < strips; s++)
+                j->w.strip(k, left, (int)high, words + s * slab_step,
+                           c + i * ldc + s * LM_STRIP_COLS, ldc,
+                           cols - s * LM_STRIP_COLS <= 16 ? 16 : 32, add || q > 0, &ahead);
+        }
     }
 }
 
@@ -122,7 +128,7 @@ void lm__ffn_up(const lm_ffn_job *j, const lm_ffn_block *b, int64_t first, int64
             if (q || half + 1 < j->halves)
                 then = lm__ffn_up_part(j, b->expert, q ? unit : unit + f->hidden, n, q,
                                        lm__min(inner, f->dim - q));
-            lm__ffn_product(j, lm__ffn_up_part(j, b->expert, unit, n, p, m), then,
+            lm__ffn_product(j, lm__ffn_up_part(j, b->expert, unit, n, p, m), m, then,
                             x + lm__words_of(j->w, p) * LM_STRIP_COLS,
                             j->d_words * LM_STRIP_COLS, b->rows, c, ldc, p > 0, room);
         }

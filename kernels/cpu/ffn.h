@@ -62,11 +62,12 @@ void *lm__ffn_take(lm_ffn_room *room, int64_t count, size_t size); /* at NULL: o
 /* The block's rows of x, [slabs][d_words][32]; lines: place for 32 * d_words. */
 void lm__ffn_turn_rows(const lm_ffn_job *j, const lm_ffn_block *b, const void *x, uint32_t *to,
                        uint32_t *lines);
-/* c [rows of a, slabs of b] = A B, a part of a weight; cols of b. next: what will be read
- * after a. room: 12 * words of a row */
-void lm__ffn_product(const lm_ffn_job *j, lm_part a, lm_part next, const uint32_t *b,
-                     int64_t slab_step, int64_t cols, float *c, int64_t ldc, int add,
-                     uint32_t *room);
+/* c [rows of a, slabs of b] = A B, a part of a weight; cols of b. Sums begin anew after `cut`
+ * numbers of a row, and are added up. next: what will be read after a. room: 12 * words of a
+ * row */
+void lm__ffn_product(const lm_ffn_job *j, lm_part a, int64_t cut, lm_part next,
+                     const uint32_t *b, int64_t slab_step, int64_t cols, float *c, int64_t ldc,
+                     int add, uint32_t *room);
 /* Units first .. first + n - 1 of up(x), halves apart by stretch rows: with bias, rounded to
  * the dtype. x: turned rows. next: what will be read after up. */
 void lm__ffn_up(const lm_ffn_job *j, const lm_ffn_block *b, int64_t first, int64_t n,

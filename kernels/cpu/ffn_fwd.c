@@ -17,7 +17,8 @@ static places places_in(const lm_ffn_job *j, lm_ffn_room *room) {
     p.lines = lm__ffn_take(room, LM_STRIP_COLS * lm__max(d + 1, LM_FFN_ROWS), sizeof *p.lines);
     p.pre = lm__ffn_take(room, (j->halves * j->stretch + LM_STRIP_TALL) * LM_FFN_ROWS,
                          sizeof *p.pre);
-    p.h = lm__ffn_take(room, STRETCH * LM_FFN_ROWS, sizeof *p.h);
+    int64_t one_slab = lm__words_of(j->w, j->f->hidden) * LM_STRIP_COLS;
+    p.h = lm__ffn_take(room, lm__max(STRETCH * LM_FFN_ROWS, one_slab), sizeof *p.h);
     p.value = lm__ffn_take(room, 3 * LM_FFN_ROWS, sizeof *p.value);
     p.y = lm__ffn_take(room, (j->f->dim + LM_STRIP_TALL) * LM_FFN_ROWS, sizeof *p.y);
     p.left = lm__ffn_take(room, LM_STRIP_TALL * (k + 1), sizeof *p.left);
@@ -34,7 +35,8 @@ static void keep(const lm_ffn_job *j, const lm_ffn_block *b, int64_t unit, const
 }
 
 /* The activations of n units as words, slab by slab. */
-static void activate(const lm_ffn_job *j, int64_t n, int64_t ldc, places *p) {
+static void activate(const lm_ffn_job *j, int64_t n, int64_t ldc, const places *p,
+                     uint32_t *h) {
     int64_t words = lm__words_of(j->w, n);
     float *even = p->value, *odd = even + LM_FFN_ROWS;
     uint32_t *line = (uint32_t *)(void *)(odd + LM_FFN_ROWS);
@@ -48,30 +50,45 @@ static void activate(const lm_ffn_job *j, int64_t n, int64_t ldc, places *p) {
         if (!j->w.pairs) lm__ffn_settle(j->f->dtype, even, 0, ldc);
         lm__pair_floats(j->w, even, odd, ldc, line);
         for (int64_t s = 0; s < ldc / LM_STRIP_COLS; s++)
-            memcpy(p->h + (s * words + k) * LM_STRIP_COLS, line + s * LM_STRIP_COLS,
+            memcpy(h + (s * words + k) * LM_STRIP_COLS, line + s * LM_STRIP_COLS,
                    LM_STRIP_COLS * sizeof *line);
     }
 }
 
+/* h of n units from `first` on, as words; after up, `next` will be read. */
+static void up(const lm_ffn_job *j, const lm_ffn_block *b, int64_t first, int64_t n,
+               lm_part next, int64_t ldc, places *p, void *pre, uint32_t *h) {
+    lm__ffn_up(j, b, first, n, next, p->x, p->pre, ldc, p->left);
+    for (int half = 0; half < j->halves && pre; half++)
+        for (int64_t i = 0; i < n; i++)
+            keep(j, b, half * j->f->hidden + first + i, p->pre + (half * j->stretch + i) * ldc,
+                 pre);
+    activate(j, n, ldc, p, h);
+}
+
+/* A stretch after the other goes through both products; or, of one slab, all units through the
+ * first: then down's rows are read whole, as they follow one another. */
 static void block(const lm_ffn_job *j, const lm_ffn_block *b, places *p, void *y, void *pre,
                   const void *x) {
     const lm_ffn *f = j->f;
-    int64_t ldc = lm__ffn_slabs(b->rows) * LM_STRIP_COLS;
+    int64_t slabs = lm__ffn_slabs(b->rows), ldc = slabs * LM_STRIP_COLS;
+    int64_t span = slabs == 1 ? f->hidden : j->stretch;
     lm__ffn_turn_rows(j, b, x, p->x, p->lines);
-    for (int64_t first = 0; first < f->hidden; first += j->stretch) {
-        int64_t n = lm__min(j->stretch, f->hidden - first);
-        lm_part down = lm__ffn_down_part(j, b->expert, 0, f->dim, first, n);
-        lm__ffn_up(j, b, first, n, down, p->x, p->pre, ldc, p->left);
-        for (int half = 0; half < j->halves && pre; half++)
-            for (int64_t i = 0; i < n; i++)
-                keep(j, b, half * f->hidden + first + i, p->pre + (half * j->stretch + i) * ldc,
-                     pre);
-        activate(j, n, ldc, p);
-        lm_part next = {NULL, 0, 0, 0};
-        if (first + n < f->hidden)
-            next = lm__ffn_up_part(j, b->expert, first + n, LM_STRIP_ROWS, 0, f->dim);
-        lm__ffn_product(j, down, next, p->h, lm__words_of(j->w, n) * LM_STRIP_COLS, b->rows,
-                        p->y, ldc, first > 0, p->left);
+    for (int64_t first = 0; first < f->hidden; first += span) {
+        int64_t n = lm__min(span, f->hidden - first), end = first + n;
+        lm_part down = lm__ffn_down_part(j, b->expert, 0, f->dim, first, n), next = {0};
+        for (int64_t u = first, m; u < end; u += m) {
+            m = lm__min(j->stretch, end - u);
+            lm_part then = down;
+            if (u + m < end)
+                then = lm__ffn_up_part(j, b->expert, u + m, LM_STRIP_TALL, 0, f->dim);
+            up(j, b, u, m, then, ldc, p, pre,
+               p->h + lm__words_of(j->w, u - first) * LM_STRIP_COLS);
+        }
+        if (end < f->hidden)
+            next = lm__ffn_up_part(j, b->expert, end, LM_STRIP_ROWS, 0, f->dim);
+        lm__ffn_product(j, down, j->stretch, next, p->h, lm__words_of(j->w, n) * LM_STRIP_COLS,
+                        b->rows, p->y, ldc, first > 0, p->left);
     }
     lm__ffn_turn_back(j, b, p->y, ldc, 0, f->dim,
                       lm__ffn_bias(j, f->down_bias, b->expert, f->dim, p->bias), y, p->lines);
