@@ -28,7 +28,8 @@ elseif opts.paper then
   save(require('recipes.estimate.paper').run(opts))
 else
   local plan = lumoe.estimate { model = opts.model, mesh = opts.mesh, batch = opts.batch, precision = opts.precision,
-    masters = opts.masters, moments = opts.moments, recompute = opts.recompute, overlap = opts.overlap, hardware = hardware }
+    masters = opts.masters, moments = opts.moments, gradients = opts.gradients,
+    recompute = opts.recompute, overlap = opts.overlap, hardware = hardware }
   if lead then report.print(plan) end
   save(report.figures(plan))
 end

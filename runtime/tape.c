@@ -323,6 +323,18 @@ lm_tensor *lm__given(lm_node *n, int input, int dtype) {
     return there && lm__ours_alone(there) && there->dtype == dtype ? there : NULL;
 }
 
+/* A gradient in another form, as that of grad_dtype, becomes f32 and contiguous. */
+static int widen(lm_tensor *leaf) {
+    lm_tensor *wide;
+    if (leaf->grad->dtype == LM_F32 && lm_tensor_is_contiguous(leaf->grad)) return LM_OK;
+    int st = lm__tensor_dense(leaf->grad, LM_F32, &wide);
+    if (st != LM_OK) return st;
+    lm_tensor_set_purpose(wide, LM_MEM_GRADIENTS);
+    lm_tensor_release(leaf->grad);
+    leaf->grad = wide;
+    return LM_OK;
+}
+
 int lm__leaf_grad(lm_node *n, int input, bool narrow, lm_tensor **out, bool *fresh) {
     *out = NULL, *fresh = false;
     lm_node *node = n->edge[input].node;
@@ -330,9 +342,10 @@ int lm__leaf_grad(lm_node *n, int input, bool narrow, lm_tensor **out, bool *fre
     lm_tensor *leaf = node->leaf;
     int late = lm__shard_late(n->op, leaf);
     if (late != LM_OK) return late;
-    if (leaf->grad && (leaf->grad->dtype != LM_F32 || !lm_tensor_is_contiguous(leaf->grad)))
-        return LM_OK;
-    if (!leaf->grad) {
+    if (leaf->grad) {
+        int st = widen(leaf);
+        if (st != LM_OK) return st;
+    } else {
         int dtype = narrow && lm__shard_alone(leaf) ? leaf->grad_dtype : LM_F32;
         int st = lm__tensor_like(leaf, dtype, &leaf->grad);
         if (st != LM_OK) return st;

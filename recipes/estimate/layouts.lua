@@ -46,7 +46,7 @@ local function divided(add, ranks)
   add('ep 2, etp 2, once', { ep = 2, etp = 2, exchange = { once = true } })
 end
 
---- { name, precision, masters, moments, ep, etp, tp, zero, offload, recompute, micro_batches, exchange, popularity,
+--- { name, precision, masters, moments, gradients, ep, etp, tp, zero, offload, recompute, micro_batches, exchange, popularity,
 -- capacity, on_host }, those whose
 -- names have the text `only`.
 function layouts.list(ranks, only)
@@ -73,6 +73,7 @@ function layouts.list(ranks, only)
   add('offload parameters, no masters, bf16', { offload = 'parameters', precision = 'bf16', masters = false })
   add('offload parameters, 2 micro-batches', { offload = 'parameters', micro_batches = 2 })
   if ranks > 1 then
+    add('all bf16', { precision = 'bf16', masters = false, moments = 'bf16', gradients = 'bf16', ep = ranks })
     divided(add, ranks)
     exchanges(add, ranks)
   end

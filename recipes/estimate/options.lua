@@ -32,7 +32,8 @@ local function exchange(text)
   return how
 end
 
---- { model, mesh, batch } as lumoe.estimate takes them, precision, masters, moments, hardware, recompute, overlap, json, paper, verify, times.
+--- { model, mesh, batch } as lumoe.estimate takes them, precision, masters, moments, gradients, hardware, recompute,
+-- overlap, json, paper, verify, times.
 function options.parse(arguments)
   local p = parser('lumoe recipes/estimate.lua',
     'Predicts memory by purpose, bytes on each wire and time of a training step, for any number of ranks.')
@@ -72,7 +73,8 @@ function options.parse(arguments)
     option('--micro-batches', 1, count(1), 'Parts of a step'),
     p:option('--precision', 'f32 or bf16', 'bf16'):choices { 'f32', 'bf16' },
     p:flag('--no-masters', 'bf16 parameters without f32 masters'),
-    p:option('--moments', "f32 or bf16: what AdamW's moments are kept in", 'f32'):choices { 'f32', 'bf16' })
+    p:option('--moments', "f32 or bf16: what AdamW's moments are kept in", 'f32'):choices { 'f32', 'bf16' },
+    p:option('--gradients', "f32 or bf16: what those of experts' networks are kept in", 'f32'):choices { 'f32', 'bf16' })
   p:group('What for',
     p:option('--hardware', 'A machine by name; here: measured now; none: no times', 'a100-40'):choices(names()),
     p:flag('--overlap', 'Computing and moving at once, instead of one after the other'),

@@ -50,7 +50,8 @@ local function build(layout, given, by_turns)
   if layout.precision == 'bf16' then model:to 'bf16' end
   for _, m in ipairs(by_turns and model:moe_layers() or {}) do route_by_turns(m.layer, layout.popularity) end
   dist.shard(model)
-  return model:train(), optim.AdamW(model:named_parameters(), { masters = layout.masters, moments = layout.moments })
+  return model:train(), optim.AdamW(model:named_parameters(), { masters = layout.masters, moments = layout.moments,
+    gradients = layout.gradients })
 end
 
 -- `rows` sequences of this rank, the first of them number `first`, of random ids below `vocab`; all tokens valid.

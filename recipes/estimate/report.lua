@@ -80,9 +80,10 @@ function report.print(plan)
   wires(plan, say)
   times(plan, say)
   if on then say('\n%s: %s', plan.fits and 'fits; what binds' or 'does not fit; what binds', plan.binds) end
-  say('\nassumed: %s; the busiest rank; %s in f32, AdamW%s%s%s',
+  say('\nassumed: %s; the busiest rank; %s in f32%s, AdamW%s%s%s',
     plan.context.model.popularity and 'popularity by Zipf\'s law' or 'even routing',
     plan.context.mesh.masters and 'gradients and masters' or 'gradients',
+    plan.context.mesh.bf16_gradients and " (experts' in bf16)" or '',
     plan.context.mesh.moment == 2 and ' with bf16 moments' or '',
     on and on.efficiency < 1 and ('; products at %.0f %% of peak'):format(100 * on.efficiency) or '',
     plan.context.mesh.offload and '; the second tier is the host\'s memory' or '')

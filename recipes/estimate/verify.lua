@@ -24,7 +24,7 @@ local function planned(layout)
   local model = { exchange = layout.exchange, popularity = layout.popularity, capacity = layout.capacity }
   for key, value in pairs(real.MODEL) do model[key] = model[key] or value end
   return lumoe.estimate { model = model, precision = layout.precision, masters = layout.masters,
-    moments = layout.moments, recompute = layout.recompute,
+    moments = layout.moments, gradients = layout.gradients, recompute = layout.recompute,
     mesh = { ranks = ranks, tp = layout.tp, ep = layout.ep, etp = layout.etp, zero = layout.zero, offload = layout.offload,
       on_host = layout.on_host },
     batch = { sequences = (layout.micro_batches or 1) * real.ROWS * ranks / (layout.tp or 1), source = real.LENGTHS.source,

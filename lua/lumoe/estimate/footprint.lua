@@ -15,7 +15,7 @@ end
 local function bytes_of(p, mesh)
   return {
     parameters = block(p.bytes * sharding.share(p, mesh, 'parameters')),
-    gradients = block(4 * sharding.share(p, mesh, 'gradients')),
+    gradients = block(sharding.gradient_bytes(p, mesh) * sharding.share(p, mesh, 'gradients')),
     optimizer = state_bytes(p, sharding.share(p, mesh, 'optimizer'), mesh),
   }
 end

@@ -14,6 +14,7 @@ local exchange = require 'lumoe.estimate.exchange'
 local hardware = require 'lumoe.estimate.hardware'
 local layout = require 'lumoe.estimate.layout'
 local memory = require 'lumoe.estimate.memory'
+local sharding = require 'lumoe.estimate.sharding'
 local status = require 'lumoe.status'
 local tensor = require 'lumoe.tensor'
 local time = require 'lumoe.estimate.time'
@@ -24,7 +25,7 @@ local estimate = { hardware = hardware, here = function(...) return require 'lum
   describe_mesh = layout.describe, from_options = description.from_options }
 
 local OPTIONS = { model = true, mesh = true, batch = true, hardware = true, precision = true, recompute = true,
-  overlap = true, masters = true, moments = true }
+  overlap = true, masters = true, moments = true, gradients = true }
 local BYTES = { f32 = 4, bf16 = 2 }
 
 local function machine(given)
@@ -39,11 +40,13 @@ local function machine(given)
 end
 
 local function count(units, context)
-  local n = { total = 0, active = 0, here = 0, owned = 0, experts = 0 }
+  local n = { total = 0, active = 0, here = 0, owned = 0, experts = 0, narrow = 0 }
   for _, u in ipairs(units) do
     for _, p in ipairs(u.parameters) do
       n.total, n.active, n.here = n.total + p.whole, n.active + p.active, n.here + p.here
-      n.owned = n.owned + memory.share(p, context.mesh, 'optimizer')
+      local owned = memory.share(p, context.mesh, 'optimizer')
+      n.owned = n.owned + owned
+      if sharding.gradient_bytes(p, context.mesh) == 2 then n.narrow = n.narrow + owned end
       if p.group == 'expert' then n.experts = n.experts + p.whole end
     end
   end
@@ -54,9 +57,10 @@ end
 --   model      estimate/description.lua
 --   mesh       { ranks =, tp =, ep =, etp =, zero =, offload =, on_host = } as dist.mesh has them, or what it made
 --   batch      { sequences, source, target, micro_batches }, all ranks' together
---   precision  'f32' or 'bf16' (parameters and activations; gradients and masters are f32)
+--   precision  'f32' or 'bf16' (parameters and activations; masters are f32)
 --   masters    false: bf16 parameters have none, as optim.AdamW { masters = false }
 --   moments    'f32' or 'bf16', as optim.AdamW has them
+--   gradients  the same; of several micro-batches they are counted as f32, which the second makes them
 --   recompute  activations of each layer are computed again in backward
 --   hardware   a name of estimate/hardware.lua or a table like those; without it no times
 --   overlap    computing and moving at once (false: one after the other)
@@ -70,17 +74,20 @@ function estimate.plan(opts)
   if not BYTES[precision] then status.argument("estimate: precision is f32 or bf16, not '%s'", tostring(precision)) end
   local context = { mesh = layout.new(opts.mesh), model = description.model(opts.model), precision = precision,
     batch = description.batch(opts.batch), bytes = BYTES[precision], recompute = opts.recompute, overlap = opts.overlap }
-  if opts.moments and not BYTES[opts.moments] then
-    status.argument("estimate: moments are f32 or bf16, not '%s'", tostring(opts.moments))
+  for _, what in ipairs { 'moments', 'gradients' } do
+    if opts[what] and not BYTES[opts[what]] then
+      status.argument("estimate: %s are f32 or bf16, not '%s'", what, tostring(opts[what]))
+    end
   end
   context.mesh.masters, context.mesh.moment = opts.masters ~= false, BYTES[opts.moments or 'f32']
+  context.mesh.bf16_gradients = opts.gradients == 'bf16' and context.batch.micro_batches == 1 and not context.mesh.offload
   local on = machine(opts.hardware)
   context.on_host = context.mesh.on_host or on and on.devices or context.mesh.ranks
   if context.model.experts > 1 then context.routing = exchange.routing(context.model, context.mesh.ep) end
   context.rows = math.ceil(context.batch.sequences / context.mesh.dp / context.batch.micro_batches)
   local units = units_of(context)
   local parameters = count(units, context)
-  context.owned = parameters.owned
+  context.owned, context.narrow = parameters.owned, parameters.narrow
 
   local self = { context = context, parameters = parameters, memory = {}, sent = { bytes = 0, messages = 0 } }
   self.memory.peak, self.memory.tier, self.memory.live = memory.of(units, context)

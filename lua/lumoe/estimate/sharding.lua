@@ -17,6 +17,11 @@ end
 --- Whether the optimizer keeps an f32 copy of it.
 function sharding.has_master(p, mesh) return p.bytes == 2 and mesh.masters end
 
+--- Bytes of a gradient's element: f32, but for experts' networks that no other rank or backward adds to, if so wanted.
+function sharding.gradient_bytes(p, mesh)
+  return mesh.bf16_gradients and p.network and p.replicas == 1 and mesh.stage[p.group] == 0 and 2 or 4
+end
+
 --- Whether `what` is in the second tier.
 function sharding.is_away(mesh, what)
   return mesh.offload == 'parameters' or (mesh.offload == 'optimizer' and what ~= 'parameters')
@@ -48,7 +53,7 @@ function sharding.buckets(parameters, mesh)
       list[#list + 1] = into
     end
     table.insert(into.parameters, p)
-    into.bytes, into.taken = into.bytes + 4 * p.here, into.taken + block(4 * p.here)
+    into.bytes, into.taken = into.bytes + 4 * p.here, into.taken + block(sharding.gradient_bytes(p, mesh) * p.here)
   end
   return list
 end

@@ -47,10 +47,11 @@ local function compute(units, context, hardware)
 end
 
 --- AdamW reads gradient, m, v, master and writes m, v, master and parameter, of `owned` elements; the norm reads the gradient.
+-- context.narrow: elements of gradients in bf16.
 function time.of_update(owned, context, hardware)
   local each = 2 * 4 + 4 * context.mesh.moment + (context.bytes == 2 and context.mesh.masters and 2 * 4 or context.bytes) + context.bytes
   local bandwidth = context.mesh.offload and hardware.host.bandwidth / hardware.devices or hardware.bandwidth
-  return owned * each / bandwidth / reach(hardware, context, 'update').rest
+  return (owned * each - 2 * 2 * (context.narrow or 0)) / bandwidth / reach(hardware, context, 'update').rest
 end
 
 ---@return table  seconds by part; total, overlapped, binds, flops, tokens_per_second

@@ -41,7 +41,7 @@ function Unit:parameter(shape, opts)
   self.parameters[#self.parameters + 1] = {
     whole = whole, here = here, bytes = (opts.f32 or #shape < 2) and 4 or self.context.bytes,
     group = opts.expert and 'expert' or 'dense', wire = opts.expert and 'replicas' or 'data',
-    replicas = opts.expert and mesh.edp or mesh.dp,
+    replicas = opts.expert and mesh.edp or mesh.dp, network = opts.expert and #shape == 3,
     active = opts.expert and whole * model.top_k / model.experts or whole,
   }
 end

@@ -112,6 +112,27 @@ describe('estimate', function()
     assert.error_matches(function() plan(big, nil, { moments = 'f16' }) end, "estimate: moments are f32 or bf16, not 'f16'")
   end)
 
+  it('halves bf16 gradients of experts that nothing is added to', function()
+    local moe, on = { dim = 256, hidden = 1024, vocab = 1000, experts = 8 }, estimate.hardware['a100-40']
+    local function all_bf16(gradients, mesh, micro_batches)
+      return plan(moe, mesh, { precision = 'bf16', masters = false, moments = 'bf16', hardware = on, gradients = gradients,
+        batch = { sequences = 8, source = 16, target = 16, micro_batches = micro_batches } })
+    end
+    local wide, narrow = all_bf16('f32', { ranks = 1 }), all_bf16('bf16', { ranks = 1 })
+    local n = wide.parameters.experts
+    assert.is_true(n > 0.5 * wide.parameters.total)
+    assert.near(2 * n, wide.memory.peak.gradients - narrow.memory.peak.gradients, 0.02 * n)
+    assert.near(20 * wide.parameters.total - 4 * n, 20 * wide.parameters.total
+      * narrow.time.parts.update / wide.time.parts.update, 0.05 * n) -- but for vectors, which stay f32
+    local spread = { ranks = 4, ep = 4 }
+    assert.is_true(all_bf16('bf16', spread).memory.peak.gradients < all_bf16('f32', spread).memory.peak.gradients)
+    for _, case in ipairs { { { ranks = 4, ep = 2 } }, { { ranks = 4, ep = 2, zero = { expert = 2 } } },
+      { { ranks = 1 }, 2 }, { { ranks = 1, offload = 'optimizer' } } } do
+      assert.equal(all_bf16('f32', unpack(case)).memory.peak.total, all_bf16('bf16', unpack(case)).memory.peak.total)
+    end
+    assert.error_matches(function() all_bf16('f16') end, "estimate: gradients are f32 or bf16, not 'f16'")
+  end)
+
   it('takes what parts reach of the roofline from the hardware', function()
     local on = with(estimate.hardware['a100-40'], { efficiency = 1 })
     local whole = plan(nil, nil, { hardware = on }).time

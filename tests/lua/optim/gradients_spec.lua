@@ -67,6 +67,8 @@ describe('gradients in bf16', function()
 
   it('take half the bytes', function()
     local function bytes(grad_dtype)
+      collectgarbage()
+      collectgarbage()
       local before = lumoe.memory().live.gradients
       local kept = { gradients('bf16', grad_dtype, { 1 }) }
       return (lumoe.memory().live.gradients) - before, kept
