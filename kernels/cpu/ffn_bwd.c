@@ -17,7 +17,7 @@ enum {
     STRETCH = 64,    /* hidden units, in words, at a time */
     WAVE = 16 << 20, /* bytes of room that a wave should not exceed */
     ITEMS = 8,       /* that a thread should have, of experts with few rows */
-    LINES = 8        /* of floats: h, two of dg, two of du, scale, and two of words */
+    LINES = 6        /* lists of numbers: h, dg, du, dh, dscale, scale */
 };
 
 /* ---- room ---- */
@@ -37,7 +37,7 @@ static bwd_places places_in(const bwd_task *t, lm_ffn_room *room) {
     p.dh = lm__ffn_take(room, S * LM_BWD_ROWS, sizeof *p.dh);
     p.pre = lm__ffn_take(room, (j->halves * j->stretch + LM_STRIP_TALL) * R, sizeof *p.pre);
     p.dx = lm__ffn_take(room, lm__max(LM_BWD_PANEL * LM_BWD_ROWS, t->f->dim), sizeof *p.dx);
-    p.line = lm__ffn_take(room, LINES * R, sizeof *p.line);
+    p.line = lm__ffn_take(room, LINES * LM_BWD_LINES, sizeof *p.line);
     p.dscale = lm__ffn_take(room, R, sizeof *p.dscale);
     p.bias = lm__ffn_take(room, t->f->dim, sizeof *p.bias);
     p.sums = lm__ffn_take(room, j->halves * S, sizeof *p.sums);

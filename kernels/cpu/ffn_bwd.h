@@ -9,7 +9,8 @@ enum {
     LM_BWD_ROWS = LM_BWD_CHUNK * LM_FFN_ROWS, /* and their rows */
     LM_BWD_FEW = LM_STRIP_COLS,               /* rows that weights are not turned for */
     LM_BWD_PANEL = 128,                       /* columns of dx at a time */
-    LM_BWD_DEPTH = 256                        /* words of wide, against them, at a time */
+    LM_BWD_DEPTH = 256,                       /* words of wide, against them, at a time */
+    LM_BWD_LINES = 1024                       /* numbers that are activated at a time */
 };
 
 typedef struct { /* an expert's rows, and what its passes leave for the next, in words */

@@ -36,23 +36,24 @@ static void through_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *
     }
 }
 
-/* The units' pre, from what forward kept or computed again. */
+/* The units' pre, from what forward kept or computed again: [halves][units][wide]. */
 static void find_pre(const bwd_task *t, const bwd_item *s, int64_t i, const lm_ffn_block *b,
-                     int64_t ldc, bwd_places *p) {
+                     int64_t wide, bwd_places *p) {
     const lm_ffn_job *j = &t->j;
     if (!t->pre) {
         const uint32_t *x = s->l->turned_x + i * s->l->slabs * j->d_words * LM_STRIP_COLS;
-        lm__ffn_up(j, b, s->first, s->n, (lm_part){NULL, 0, 0, 0}, x, p->pre, ldc, p->left);
+        lm__ffn_up(j, b, s->first, s->n, (lm_part){NULL, 0, 0, 0}, x, p->pre, wide, p->left);
         return;
     }
+    int64_t each = b->rows == wide ? s->n : 1; /* units that lie as they should */
     for (int half = 0; half < j->halves; half++)
-        for (int64_t u = 0; u < s->n; u++) {
-            int64_t unit = half * t->f->hidden + s->first + u;
-            int64_t at = b->first * j->wide + unit * b->rows;
-            float *to = p->pre + (half * j->stretch + u) * ldc;
-            const float *from = lm__load(t->f->dtype, t->pre, at, b->rows, to);
-            if (from != to) memcpy(to, from, (size_t)b->rows * sizeof *to);
-            memset(to + b->rows, 0, (size_t)(ldc - b->rows) * sizeof *to);
+        for (int64_t u = 0; u < s->n; u += each) {
+            int64_t unit = half * t->f->hidden + s->first + u, n = each * b->rows;
+            float *to = p->pre + (half * j->stretch + u) * wide;
+            const float *from =
+                lm__load(t->f->dtype, t->pre, b->first * j->wide + unit * b->rows, n, to);
+            if (from != to) memcpy(to, from, (size_t)n * sizeof *to);
+            if (b->rows < wide) memset(to + n, 0, (size_t)(wide - n) * sizeof *to);
         }
 }
 
@@ -66,57 +67,78 @@ static void line_to_words(const bwd_task *t, const float *x, int64_t n, uint32_t
     lm__to_bf16((uint16_t *)(void *)to, x, n);
 }
 
-/* Word k of the units' half, of all the block's rows. */
-static void leave_dpre(const bwd_task *t, const bwd_item *s, int64_t i, int half, int64_t k,
-                       const uint32_t *line, int64_t ldc) {
-    int64_t words = t->j.halves * t->half;
-    uint32_t *to = s->l->dpre + (i * s->l->slabs * words + half * t->half +
-                                 lm__words_of(t->j.w, s->first) + k) *
-                                    LM_STRIP_COLS;
-    for (; ldc > 0; ldc -= LM_STRIP_COLS, line += LM_STRIP_COLS, to += words * LM_STRIP_COLS) {
-        __builtin_prefetch(to + SOON * LM_STRIP_COLS, 1);
-        __builtin_prefetch(to + SOON * LM_STRIP_COLS + 16, 1);
-        memcpy(to, line, LM_STRIP_COLS * sizeof *to);
+/* What units u .. u + n - 1 leave for dx: a line of a half of them, of all the block's rows, as
+ * words of two units, or of one. */
+static void leave_dpre(const bwd_task *t, const bwd_item *s, int64_t i, int half, int64_t u,
+                       int64_t n, const float *d, int64_t wide) {
+    int pairs = t->j.w.pairs;
+    int64_t words = t->j.halves * t->half, first = lm__words_of(t->j.w, s->first + u);
+    uint32_t *at =
+        s->l->dpre + (i * s->l->slabs * words + half * t->half + first) * LM_STRIP_COLS;
+    for (int64_t k = 0; k < n; k += 1 + pairs, d += (1 + pairs) * wide, at += LM_STRIP_COLS) {
+        uint32_t *to = at;
+        for (int64_t r = 0; r < wide; r += LM_STRIP_COLS, to += words * LM_STRIP_COLS) {
+            __builtin_prefetch(to + SOON * LM_STRIP_COLS, 1);
+            __builtin_prefetch(to + SOON * LM_STRIP_COLS + 16, 1);
+            lm__pair_floats(t->j.w, d + r, d + wide + r, lm__min(LM_STRIP_COLS, wide - r), to);
+        }
     }
 }
 
+/* Lines of n units as words along the rows, `step` apart. */
+static void lines_to_words(const bwd_task *t, const float *x, int64_t n, int64_t rows,
+                           int64_t wide, uint32_t *to, int64_t step) {
+    if (rows == wide && step == lm__words_of(t->j.w, rows)) {
+        line_to_words(t, x, n * rows, to);
+        return;
+    }
+    for (int64_t u = 0; u < n; u++) line_to_words(t, x + u * wide, rows, to + u * step);
+}
+
+typedef struct { /* lines of some units, one after the other: [units][wide] */
+    float *h, *d[2], *dh, *dscale, *scale;
+} unit_lines;
+
+static unit_lines lines_in(const bwd_places *p) {
+    float *at = p->line;
+    return (unit_lines){at,
+                        {at + LM_BWD_LINES, at + 2 * LM_BWD_LINES},
+                        at + 3 * LM_BWD_LINES,
+                        at + 4 * LM_BWD_LINES,
+                        at + 5 * LM_BWD_LINES};
+}
+
 /* From dh and pre: h and dpre of block i, for the weights and, as words of the units, for dx.
- */
+ * wide: the block's rows, and what is no row: the products use no more of a slab. */
 static void activate_back(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
-                          const lm_ffn_block *b, int64_t ldc, bwd_places *p) {
+                          const lm_ffn_block *b, int64_t ldc, int64_t wide, bwd_places *p) {
     const lm_ffn_job *j = &t->j;
-    int pairs = j->w.pairs;
+    unit_lines l = lines_in(p);
     int64_t before = lm__bwd_words_before(t, b) - c->before, mine = lm__bwd_words_in(t, b);
-    int64_t wide = lm__round_up(b->rows, 16); /* the products use no more of a slab */
-    float *h = p->line, *d = h + LM_FFN_ROWS, *scale = d + 4 * LM_FFN_ROWS;
+    int64_t most = LM_BWD_LINES / wide / 2 * 2;
     const float *dh = lm__bwd_dh_of(t, i - c->first, p);
-    uint32_t *words = (uint32_t *)(void *)(scale + LM_FFN_ROWS);
-    for (int64_t k = 0; k < lm__words_of(j->w, s->n); k++) {
-        for (int o = 0; o <= pairs; o++) { /* d: dg even, odd, du even, odd */
-            int64_t u = pairs ? 2 * k + o : k;
-            float *dg = d + o * LM_FFN_ROWS, *du = dg + 2 * LM_FFN_ROWS;
-            if (u >= s->n) {
-                memset(dg, 0, (size_t)wide * sizeof *dg);
-                memset(du, 0, (size_t)wide * sizeof *du);
-                continue;
-            }
-            const float *g = p->pre + u * ldc;
-            lm__ffn_activate_back(t->f->activation, h, dg, du, p->dscale, dh + u * ldc, g,
-                                  g + j->stretch * ldc, scale, wide);
-            for (int half = 0; half < j->halves && !pairs; half++)
-                lm__ffn_settle(t->f->dtype, half ? du : dg, 0, wide);
-            if (!t->weights) continue;
-            if (!pairs) lm__ffn_settle(t->f->dtype, h, 0, ldc);
-            line_to_words(t, h, b->rows, p->h + u * mine);
-            for (int half = 0; half < j->halves; half++)
-                line_to_words(t, half ? du : dg, b->rows,
-                              p->dpre + (half * j->stretch + u) * c->words + before);
-        }
+    for (int64_t u = 0; u < s->n; u += most, dh += most * ldc) {
+        int64_t units = lm__min(most, s->n - u), n = units * wide;
+        const float *g = p->pre + u * wide;
+        for (int64_t k = 0; k < units && ldc > wide; k++)
+            memcpy(l.dh + k * wide, dh + k * ldc, (size_t)wide * sizeof *dh);
+        memset(l.dscale, 0, (size_t)n * sizeof *l.dscale);
+        lm__ffn_activate_back(t->f->activation, l.h, l.d[0], l.d[1], l.dscale,
+                              ldc > wide ? l.dh : dh, g, g + j->stretch * wide, l.scale, n);
+        for (int64_t k = 0; k < units; k++)
+            for (int64_t r = 0; r < wide; r++) p->dscale[r] += l.dscale[k * wide + r];
+        for (int half = 0; half < j->halves && !j->w.pairs; half++)
+            lm__ffn_settle(t->f->dtype, l.d[half], 0, n);
         for (int half = 0; half < j->halves && t->g->dx; half++) {
-            const float *even = d + 2 * half * LM_FFN_ROWS;
-            lm__pair_floats(j->w, even, even + LM_FFN_ROWS, wide, words);
-            leave_dpre(t, s, i, half, k, words, ldc);
+            if (units % 2) memset(l.d[half] + n, 0, (size_t)wide * sizeof *l.h);
+            leave_dpre(t, s, i, half, u, units, l.d[half], wide);
         }
+        if (!t->weights) continue;
+        if (!j->w.pairs) lm__ffn_settle(t->f->dtype, l.h, 0, n);
+        lines_to_words(t, l.h, units, b->rows, wide, p->h + u * mine, mine);
+        for (int half = 0; half < j->halves; half++)
+            lines_to_words(t, l.d[half], units, b->rows, wide,
+                           p->dpre + (half * j->stretch + u) * c->words + before, c->words);
     }
 }
 
@@ -136,12 +158,15 @@ void lm__bwd_activate(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, 
                       bwd_places *p) {
     lm_ffn_block b = lm__bwd_block_of(s->l, i);
     int64_t ldc = lm__ffn_slabs(b.rows) * LM_STRIP_COLS, at = b.first - s->l->first;
-    float *scale = p->line + 5 * LM_FFN_ROWS;
+    int64_t wide = lm__round_up(b.rows, 16);
+    float *scale = lines_in(p).scale;
     memset(p->dscale, 0, LM_FFN_ROWS * sizeof *p->dscale);
-    for (int64_t r = 0; r < ldc; r++)
+    for (int64_t r = 0; r < wide; r++)
         scale[r] = r >= b.rows ? 0 : t->scale ? t->scale[b.first + r] : 1;
-    find_pre(t, s, i, &b, ldc, p);
-    activate_back(t, s, c, i, &b, ldc, p);
+    for (int64_t n = wide; n + wide <= LM_BWD_LINES; n += wide)
+        memcpy(scale + n, scale, (size_t)wide * sizeof *scale);
+    find_pre(t, s, i, &b, wide, p);
+    activate_back(t, s, c, i, &b, ldc, wide, p);
     if (t->weights) turn_h(t, s, c, &b, p);
     memcpy(s->l->dscale + s->first / t->j.stretch * s->l->rows + at, p->dscale,
            (size_t)b.rows * sizeof *p->dscale);
