@@ -149,7 +149,7 @@ void lm__bwd_weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, 
 void lm__bwd_weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
                         const bwd_places *p, bwd_meanwhile *m);
 /* Of an expert without rows: gradients that are written, not added to. */
-void lm__bwd_clear(const bwd_task *t, const bwd_item *s);
+void lm__bwd_clear(const bwd_task *t, const bwd_item *s, const bwd_places *p);
 /* Sums of rows, of dy by their scale; once all chunks are weighed. */
 void lm__bwd_biases(const bwd_task *t, const bwd_item *s, const bwd_places *p);
 

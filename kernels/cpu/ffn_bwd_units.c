@@ -195,6 +195,6 @@ void lm__bwd_units(const bwd_task *t, const bwd_item *s, const bwd_item *next, b
             lm__bwd_weigh_up(t, s, &c, i, half, p, &m);
         lm__bwd_weigh_down(t, s, &c, i, p, &none);
     }
-    if (s->l->rows == 0) lm__bwd_clear(t, s);
+    if (s->l->rows == 0) lm__bwd_clear(t, s, p);
     if (t->weights) lm__bwd_biases(t, s, p);
 }

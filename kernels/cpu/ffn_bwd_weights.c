@@ -124,51 +124,65 @@ static float number(const bwd_task *t, const uint32_t *line, int64_t i) {
     return ((const float *)(const void *)line)[i];
 }
 
-/* The units' part of a gradient of `rows` rows: what is written once and is larger than caches
- * goes past them; bf16 that several chunks make is summed in `sums` first. */
-static place place_of(const bwd_task *t, const bwd_item *s, int64_t i, void *whole,
-                      int64_t first, int dtype, int64_t ld, int add, float *sums,
-                      int64_t sums_ld) {
-    place to = {(char *)whole + first * (int64_t)lm__size(dtype), dtype, ld,
-                add || i > 0 ? LM_STRIP_ADD : LM_STRIP_WRITE};
-    int once = lm__bwd_chunks_of(s->l) == 1;
-    if (dtype == LM_BF16 && !once) return (place){sums, LM_F32, sums_ld, to.store};
-    if (to.store == LM_STRIP_WRITE && once && (uintptr_t)to.c % 64 == 0 &&
-        ld * (int64_t)lm__size(dtype) % 64 == 0 &&
+typedef struct { /* the units' part of a gradient */
+    char *at;
+    int dtype, add;
+    int64_t rows, cols, ld;
+    float *sums; /* of bf16 that several chunks make: as large, sums_ld apart */
+    int64_t sums_ld;
+} part;
+
+static part up_part(const bwd_task *t, const bwd_item *s, int half, const bwd_places *p) {
+    const lm_ffn_gradients *g = t->g;
+    int64_t dim = t->f->dim, row = s->l->expert * t->j.wide + half * t->f->hidden + s->first;
+    return (part){.at = (char *)g->up + row * dim * (int64_t)lm__size(g->up_dtype),
+                  .dtype = g->up_dtype,
+                  .add = g->add_up,
+                  .rows = s->n,
+                  .cols = dim,
+                  .ld = dim,
+                  .sums = p->up_sums + half * t->j.stretch * dim,
+                  .sums_ld = dim};
+}
+
+static part down_part(const bwd_task *t, const bwd_item *s, const bwd_places *p) {
+    const lm_ffn_gradients *g = t->g;
+    int64_t hidden = t->f->hidden, first = s->l->expert * t->f->dim * hidden + s->first;
+    return (part){.at = (char *)g->down + first * (int64_t)lm__size(g->down_dtype),
+                  .dtype = g->down_dtype,
+                  .add = g->add_down,
+                  .rows = t->f->dim,
+                  .cols = s->n,
+                  .ld = hidden,
+                  .sums = p->down_sums,
+                  .sums_ld = t->j.stretch};
+}
+
+/* Where chunk i of n goes: what is written once and is larger than caches goes past them. */
+static place place_of(const bwd_task *t, const part *g, int64_t i, int64_t n) {
+    place to = {g->at, g->dtype, g->ld, g->add || i > 0 ? LM_STRIP_ADD : LM_STRIP_WRITE};
+    if (g->dtype == LM_BF16 && n > 1) return (place){g->sums, LM_F32, g->sums_ld, to.store};
+    if (to.store == LM_STRIP_WRITE && n == 1 && (uintptr_t)g->at % 64 == 0 &&
+        g->ld * (int64_t)lm__size(g->dtype) % 64 == 0 &&
         t->f->experts * t->j.wide * t->f->dim > LM_FFN_STREAM)
         to.store = LM_STRIP_STREAM;
     return to;
 }
 
-/* After the last chunk: the sums of bf16 gradients to their place. */
-static void round_sums(const bwd_task *t, const bwd_item *s, int64_t i, void *whole,
-                       int64_t first, int dtype, int64_t ld, const float *sums, int64_t rows,
-                       int64_t cols, int64_t sums_ld) {
-    int64_t n = lm__bwd_chunks_of(s->l);
-    (void)t;
-    if (dtype != LM_BF16 || n == 1 || i < n - 1) return;
-    for (int64_t r = 0; r < rows; r++)
-        lm__to_bf16((uint16_t *)whole + first + r * ld, sums + r * sums_ld, cols);
-}
-
-static int64_t up_first(const bwd_task *t, const bwd_item *s, int half) {
-    return (s->l->expert * t->j.wide + half * t->f->hidden + s->first) * t->f->dim;
-}
-static int64_t down_first(const bwd_task *t, const bwd_item *s) {
-    return s->l->expert * t->f->dim * t->f->hidden + s->first;
+/* After the last of several chunks: bf16 from its sums. */
+static void round_sums(const part *g, int64_t i, int64_t n) {
+    if (g->dtype != LM_BF16 || n == 1 || i < n - 1) return;
+    for (int64_t r = 0; r < g->rows; r++)
+        lm__to_bf16((uint16_t *)(void *)g->at + r * g->ld, g->sums + r * g->sums_ld, g->cols);
 }
 
 void lm__bwd_weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
                       int half, const bwd_places *p, bwd_meanwhile *m) {
-    const lm_ffn_gradients *g = t->g;
-    if (g->up) {
-        int64_t first = up_first(t, s, half), dim = t->f->dim;
-        weigh_up(t, s, c, half,
-                 place_of(t, s, i, g->up, first, g->up_dtype, dim, g->add_up,
-                          p->up_sums + half * t->j.stretch * dim, dim),
-                 p, m);
-        round_sums(t, s, i, g->up, first, g->up_dtype, dim,
-                   p->up_sums + half * t->j.stretch * dim, s->n, dim, dim);
+    int64_t chunks = lm__bwd_chunks_of(s->l);
+    if (t->g->up) {
+        part g = up_part(t, s, half, p);
+        weigh_up(t, s, c, half, place_of(t, &g, i, chunks), p, m);
+        round_sums(&g, i, chunks);
     }
     while (lm__across_step(&m->across)) {
     }
@@ -184,29 +198,27 @@ void lm__bwd_weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, 
 
 void lm__bwd_weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, int64_t i,
                         const bwd_places *p, bwd_meanwhile *m) {
-    const lm_ffn_gradients *g = t->g;
-    if (g->down) {
-        int64_t first = down_first(t, s), hidden = t->f->hidden;
-        weigh_down(t, s, c,
-                   place_of(t, s, i, g->down, first, g->down_dtype, hidden, g->add_down,
-                            p->down_sums, t->j.stretch),
-                   p, m);
-        round_sums(t, s, i, g->down, first, g->down_dtype, hidden, p->down_sums, t->f->dim,
-                   s->n, t->j.stretch);
+    int64_t chunks = lm__bwd_chunks_of(s->l);
+    if (t->g->down) {
+        part g = down_part(t, s, p);
+        weigh_down(t, s, c, place_of(t, &g, i, chunks), p, m);
+        round_sums(&g, i, chunks);
     }
     while (lm__across_step(&m->across)) {
     }
 }
 
-void lm__bwd_clear(const bwd_task *t, const bwd_item *s) {
-    const lm_ffn_gradients *g = t->g;
-    size_t up = lm__size(g->up_dtype), down = lm__size(g->down_dtype);
-    for (int half = 0; half < t->j.halves && g->up && !g->add_up; half++)
-        memset((char *)g->up + (size_t)up_first(t, s, half) * up, 0,
-               (size_t)(s->n * t->f->dim) * up);
-    for (int64_t d = 0; d < t->f->dim && g->down && !g->add_down; d++)
-        memset((char *)g->down + (size_t)(down_first(t, s) + d * t->f->hidden) * down, 0,
-               (size_t)s->n * down);
+static void clear(const part *g) {
+    size_t size = lm__size(g->dtype);
+    for (int64_t r = 0; r < g->rows && !g->add; r++)
+        memset(g->at + (size_t)(r * g->ld) * size, 0, (size_t)g->cols * size);
+}
+
+void lm__bwd_clear(const bwd_task *t, const bwd_item *s, const bwd_places *p) {
+    part g;
+    for (int half = 0; half < t->j.halves && t->g->up; half++)
+        g = up_part(t, s, half, p), clear(&g);
+    if (t->g->down) g = down_part(t, s, p), clear(&g);
 }
 
 /* They are added as a whole, as products are, so that gradients that are added up elsewhere
