@@ -21,23 +21,21 @@ int64_t lm__across_steps(const lm_across *x) {
     return lm__ceil_div(x->w.rows, tall(x)) * lm__ceil_div(x->w.n, LM_STRIP_COLS);
 }
 
+int64_t lm__across_turns(const lm_across *x) {
+    return lm__across_steps(x) * (LM_TALL / LM_TURN) * lm__ceil_div(x->rows, LM_STRIP_ROWS);
+}
+
 /* What was summed of a panel after the first cut. */
 static void add_part(const lm_across *x, int64_t end) {
     for (int64_t i = 0; i < x->rows; i++)
         for (int64_t d = x->at; d < end; d++) x->c[i * x->ldc + d] += x->part[i * x->ldc + d];
 }
 
-int lm__across_step(lm_across *x) {
+int lm__across_step(lm_across *x, lm_ahead *ahead) {
     lm_part w = x->w;
     if (x->q >= w.rows || x->at >= w.n) return 0;
     int64_t since = x->q % x->cut, end = lm__min(w.n, x->at + x->panel), d = x->at + x->d;
     int64_t n = lm__min(tall(x), lm__min(w.rows - x->q, x->cut - since));
-    if (!x->near && x->d == 0) {
-        lm_part then = {lm__element(x->words.dtype, w.x, (x->q + n) * w.ld + x->at), w.ld,
-                        lm__min(tall(x), w.rows - x->q - n), end - x->at};
-        x->ahead = lm__ahead(x->words, then, 16 * lm__ceil_div(end - x->at, LM_STRIP_COLS));
-    }
-    if (!x->near) lm__fetch(&x->ahead);
     uint32_t room[2 * LM_TALL * LM_STRIP_COLS];
     const void *at = lm__element(x->words.dtype, w.x, x->q * w.ld + d);
     int64_t cols = w.n - d, ld = w.ld;
@@ -45,7 +43,7 @@ int lm__across_step(lm_across *x) {
     x->words.across(n, x->a + lm__words_of(x->words, x->q) * LM_STRIP_COLS,
                     lm__round_up(x->rows, LM_STRIP_ROWS), at, ld,
                     (x->q < x->cut ? x->c : x->part) + d, x->ldc,
-                    since > 0 || (x->q == 0 && x->go_on));
+                    since > 0 || (x->q == 0 && x->go_on), ahead);
     if (d + LM_STRIP_COLS < end) {
         x->d += LM_STRIP_COLS;
         return 1;

@@ -1,10 +1,12 @@
 /* ffn_bwd_few.c - backward of an expert with few rows: then weights are what takes time, to
  * read them and to write their gradients. So each is read where it lies (across.c), once, and
- * while a gradient is written, which waits for memory, the products that read go on:
+ * while a gradient is written, which waits for memory, the products that read go on; and as
+ * much as they read comes nearer:
  *
- *   dup of the gate's half    beside  dx += dpre up, of that half, while the other comes nearer
- *   dup of the other half     beside  the same of it, while some of down comes nearer
- *   ddown                     beside  dh = dy down, of the stretch of units after this one
+ *   written                  read                                   comes nearer
+ *   dup of the gate's half   dx += dpre up, of that half            up's other half
+ *   dup of the other half    the same of it                         the next gate, some of down
+ *   ddown                    dh = dy down, of the next stretch      the rest of it
  *
  * An item is as many units as one sum of dx goes over, or some times that; those sums are left
  * for the third pass.
@@ -50,7 +52,6 @@ static lm_across dx_of(const bwd_task *t, const bwd_item *s, int half) {
         .ldc = lm__round_up(dim, LM_STRIP_COLS),
         .go_on = s->first % t->depth > 0,
         .cut = t->depth,
-        .near = 1,
         .panel = LM_BWD_PANEL};
 }
 
@@ -58,10 +59,12 @@ static lm_across dx_of(const bwd_task *t, const bwd_item *s, int half) {
  * apart. */
 enum { SOON = 64 };
 
-/* Up to so many rows of w, while so many slabs of a gradient are written. */
-static lm_ahead ahead_of(const bwd_task *t, lm_part w, int64_t rows, int64_t slabs) {
-    w.rows = lm__min(w.rows, rows);
-    return lm__ahead(t->j.w, w, 16 * lm__max(1, slabs));
+/* `rows` of w from `first` on, or as many as there are, in so many turns. */
+static lm_ahead ahead_of(const bwd_task *t, lm_part w, int64_t first, int64_t rows,
+                         int64_t turns) {
+    w.rows = lm__max(0, lm__min(w.rows - first, rows));
+    if (w.x) w.x = lm__element(t->j.w.dtype, w.x, first * w.ld);
+    return lm__ahead(t->j.w, w, 16 * lm__max(1, turns));
 }
 
 static void turn_dh(const bwd_task *t, const bwd_item *s, const lm_across *down,
@@ -72,21 +75,30 @@ static void turn_dh(const bwd_task *t, const bwd_item *s, const lm_across *down,
     lm__turn(rows, s->n, (uint32_t *)(void *)lm__bwd_dh_of(t, 0, p));
 }
 
-/* The first dh, while the gate's half of up comes nearer. */
+/* The first dh, while the rest of down and the gate's half of up come nearer. */
 static void begin(const bwd_task *t, const bwd_item *s, lm_across *down) {
-    lm_part gate = dx_of(t, s, 0).w;
-    lm_ahead ahead = ahead_of(t, gate, gate.rows, lm__across_steps(down));
-    while (lm__across_step(down)) lm__fetch(&ahead);
+    int64_t turns = lm__across_turns(down);
+    lm_ahead gate = ahead_of(t, dx_of(t, s, 0).w, 0, s->n, turns / 2);
+    lm_ahead ahead = ahead_of(t, down->w, SOON, t->f->dim, turns / 2);
+    if (ahead.rows) ahead.then = &gate;
+    while (lm__across_step(down, &ahead)) {
+    }
 }
 
-/* dup of both halves; then down comes nearer, the next that is read. */
-static void weigh_halves(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, lm_part down,
-                         bwd_places *p) {
+/* dup of both halves. */
+static void weigh_halves(const bwd_task *t, const bwd_item *s, const bwd_item *after,
+                         const bwd_chunk *c, lm_part down, bwd_places *p) {
     int64_t slabs = lm__ceil_div(s->n, LM_STRIP_ROWS) * lm__ceil_div(t->f->dim, LM_STRIP_COLS);
     for (int half = 0; half < t->j.halves; half++) {
         bwd_meanwhile m = {.across = dx_of(t, s, half)};
-        if (half + 1 == t->j.halves) m.ahead = ahead_of(t, down, SOON, slabs);
-        else m.ahead = ahead_of(t, dx_of(t, s, half + 1).w, s->n, slabs);
+        int64_t turns = slabs + lm__across_turns(&m.across);
+        lm_ahead soon = ahead_of(t, down, 0, SOON, turns / 8);
+        if (half + 1 < t->j.halves)
+            m.ahead = ahead_of(t, dx_of(t, s, half + 1).w, 0, s->n, turns);
+        else if (after->n > 0) {
+            m.ahead = ahead_of(t, dx_of(t, after, 0).w, 0, after->n, turns - turns / 8);
+            if (m.ahead.rows) m.ahead.then = &soon;
+        }
         lm__bwd_weigh_up(t, s, c, 0, half, p, &m);
     }
 }
@@ -98,10 +110,11 @@ static void weigh_down(const bwd_task *t, const bwd_item *s, const bwd_item *aft
                        bwd_places *p) {
     int64_t slabs = lm__ceil_div(s->n, LM_STRIP_COLS) * lm__ceil_div(t->f->dim, LM_STRIP_ROWS);
     bwd_meanwhile m = {.across = *down};
-    if (after->n > 0) m.ahead = ahead_of(t, dx_of(t, after, 0).w, after->n, slabs);
+    int64_t turns = slabs + lm__across_turns(down);
+    if (after->n > 0) m.ahead = ahead_of(t, down->w, SOON, t->f->dim, turns);
     else if (next && lm__bwd_across(&t->j, next->l)) {
         bwd_item first = stretch_of(t, next, next->first);
-        m.ahead = ahead_of(t, down_of(t, &first, p, 0).w, SOON, slabs);
+        m.ahead = ahead_of(t, down_of(t, &first, p, 0).w, 0, SOON, slabs);
     }
     lm__bwd_weigh_down(t, s, c, 0, p, &m);
 }
@@ -116,7 +129,7 @@ void lm__bwd_few(const bwd_task *t, const bwd_item *s, const bwd_item *next, bwd
         turn_dh(t, &now, &down, p);
         lm__bwd_activate(t, &now, &c, 0, p);
         down = after.n > 0 ? down_of(t, &after, p, turn) : (lm_across){0};
-        weigh_halves(t, &now, &c, down.w, p);
+        weigh_halves(t, &now, &after, &c, down.w, p);
         weigh_down(t, &now, &after, next, &c, &down, p);
         if (t->weights) lm__bwd_biases(t, &now, p);
         now = after;

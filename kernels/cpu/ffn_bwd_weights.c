@@ -33,26 +33,27 @@ static void keep(const float *tile, int64_t rows, int64_t cols, int64_t row, int
 }
 
 /* Up to 8 rows by some columns of a gradient, from slabs of b `step` words apart; what is less
- * than 8 by 32, or is rounded here, through a tile. */
-static void tiles(const bwd_task *t, int64_t k, lm_left a, int64_t rows, const uint32_t *b,
-                  int64_t step, int64_t cols, int64_t row, int64_t col, const place *to,
-                  lm_ahead *ahead) {
+ * than 8 by 32, or is rounded here, through a tile. (a is no lm_left: a copy of one would be
+ * read from where it has just been written in parts, after all stores before it.) */
+static void tiles(const bwd_task *t, int64_t k, const uint32_t *a, int64_t lda, int64_t rows,
+                  const uint32_t *b, int64_t step, int64_t cols, int64_t row, int64_t col,
+                  const place *to, lm_ahead *ahead) {
     rows = lm__min(rows, LM_STRIP_ROWS);
     int whole = rows == LM_STRIP_ROWS && (to->dtype == LM_F32 || t->j.w.pairs);
     int64_t slabs = whole ? cols / LM_STRIP_COLS : 0;
-    t->j.w.outer(k, a, b, step, (int)slabs, at_of(to, row, col), to->dtype, to->ld, to->store,
-                 ahead);
+    t->j.w.outer(k, a, lda, b, step, (int)slabs, at_of(to, row, col), to->dtype, to->ld,
+                 to->store, ahead);
     for (int64_t d = slabs * LM_STRIP_COLS; d < cols; d += LM_STRIP_COLS) {
         float tile[LM_STRIP_ROWS * LM_STRIP_COLS];
-        t->j.w.strip(k, a, (int)rows, b + d / LM_STRIP_COLS * step, tile, LM_STRIP_COLS,
-                     LM_STRIP_COLS, LM_STRIP_WRITE, ahead);
+        t->j.w.strip(k, (lm_left){a, lda, 1}, (int)rows, b + d / LM_STRIP_COLS * step, tile,
+                     LM_STRIP_COLS, LM_STRIP_COLS, LM_STRIP_WRITE, ahead);
         keep(tile, rows, lm__min(cols - d, LM_STRIP_COLS), row, col + d, to);
     }
 }
 
 /* A step of what is summed meanwhile, after every so many groups of tiles. */
 static void go_on(bwd_meanwhile *m, int64_t group, int64_t every) {
-    if (every && group % every == 0) lm__across_step(&m->across);
+    if (every && group % every == 0) lm__across_step(&m->across, &m->ahead);
 }
 static int64_t every_of(const bwd_meanwhile *m, int64_t groups) {
     int64_t steps = lm__across_steps(&m->across);
@@ -64,7 +65,7 @@ static void up_tiles(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
                      const uint32_t *left, int64_t u, int64_t d, int64_t n, const place *to,
                      lm_ahead *ahead) {
     const bwd_leavings *l = s->l;
-    tiles(t, c->words, (lm_left){left + u * c->words, c->words, 1}, s->n - u,
+    tiles(t, c->words, left + u * c->words, c->words, s->n - u,
           l->x + d * l->words + c->before * LM_STRIP_COLS, l->words * LM_STRIP_COLS, n, u, d,
           to, ahead);
 }
@@ -111,7 +112,7 @@ static void weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
                                 lm__min(LM_STRIP_ROWS, dim - d - LM_STRIP_ROWS), c->words},
                       ticks);
         for (int64_t u = 0; u < s->n; u += GROUP) {
-            tiles(t, c->words, (lm_left){dy, l->words, 1}, dim - d, p->turned_h + u * c->words,
+            tiles(t, c->words, dy, l->words, dim - d, p->turned_h + u * c->words,
                   c->words * LM_STRIP_COLS, lm__min(GROUP, s->n - u), d, u, &to,
                   m->ahead.rows ? &m->ahead : &ahead);
             go_on(m, group++, every);
@@ -184,7 +185,7 @@ void lm__bwd_weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, 
         weigh_up(t, s, c, half, place_of(t, &g, i, chunks), p, m);
         round_sums(&g, i, chunks);
     }
-    while (lm__across_step(&m->across)) {
+    while (lm__across_step(&m->across, &m->ahead)) {
     }
     for (int64_t u = 0; u < s->n && t->g->up_bias; u++) {
         float *sum = p->sums + half * t->j.stretch + u;
@@ -204,7 +205,7 @@ void lm__bwd_weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c
         weigh_down(t, s, c, place_of(t, &g, i, chunks), p, m);
         round_sums(&g, i, chunks);
     }
-    while (lm__across_step(&m->across)) {
+    while (lm__across_step(&m->across, &m->ahead)) {
     }
 }
 

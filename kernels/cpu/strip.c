@@ -137,12 +137,16 @@ void lm__pair_floats(lm_words w, const float *even, const float *odd, int64_t n,
 
 typedef uint32_t word4 __attribute__((vector_size(16), aligned(2), may_alias));
 
-/* 4 rows at a time, 4 words of each */
+static word4 four(const uint32_t *row, int64_t p) {
+    return row ? *(const word4 *)(row + p) : (word4){0};
+}
+
+/* 4 rows, 4 words of each at a time */
 static void turn4(const uint32_t *const row[4], int64_t n, uint32_t *to) {
     int64_t p = 0;
     for (; p + 4 <= n; p += 4) {
-        word4 a = *(const word4 *)(row[0] + p), b = *(const word4 *)(row[1] + p);
-        word4 c = *(const word4 *)(row[2] + p), d = *(const word4 *)(row[3] + p);
+        word4 a = four(row[0], p), b = four(row[1], p);
+        word4 c = four(row[2], p), d = four(row[3], p);
         word4 ab0 = __builtin_shuffle(a, b, (word4){0, 4, 1, 5});
         word4 ab1 = __builtin_shuffle(a, b, (word4){2, 6, 3, 7});
         word4 cd0 = __builtin_shuffle(c, d, (word4){0, 4, 1, 5});
@@ -154,21 +158,14 @@ static void turn4(const uint32_t *const row[4], int64_t n, uint32_t *to) {
         *(word4 *)(at + 3 * LM_STRIP_COLS) = __builtin_shuffle(ab1, cd1, (word4){2, 3, 6, 7});
     }
     for (; p < n; p++)
-        for (int i = 0; i < 4; i++) memcpy(to + p * LM_STRIP_COLS + i, row[i] + p, sizeof *to);
+        for (int i = 0; i < 4; i++) {
+            to[p * LM_STRIP_COLS + i] = 0;
+            if (row[i]) memcpy(to + p * LM_STRIP_COLS + i, row[i] + p, sizeof *to);
+        }
 }
 
 void lm__turn(const uint32_t *const rows[LM_STRIP_COLS], int64_t n, uint32_t *to) {
-    for (int i = 0; i < LM_STRIP_COLS; i += 4) {
-        if (rows[i] && rows[i + 1] && rows[i + 2] && rows[i + 3]) {
-            turn4(rows + i, n, to + i);
-            continue;
-        }
-        for (int64_t p = 0; p < n; p++)
-            for (int j = i; j < i + 4; j++) {
-                to[p * LM_STRIP_COLS + j] = 0;
-                if (rows[j]) memcpy(to + p * LM_STRIP_COLS + j, rows[j] + p, sizeof *to);
-            }
-    }
+    for (int i = 0; i < LM_STRIP_COLS; i += 4) turn4(rows + i, n, to + i);
 }
 
 int lm__few_rows(int rows, const uint32_t *b[LM_FEW]) {

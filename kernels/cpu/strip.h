@@ -40,8 +40,9 @@ typedef struct lm_left { /* 8 rows of A: (i, p) is word i * row + p * col */
  * words of k. */
 typedef struct lm_ahead {
     const char *row;
-    int64_t stride, rows;  /* in bytes; rows that are left */
-    int lines, line, rate; /* of a row; next */
+    int64_t stride, rows;        /* in bytes; rows that are left */
+    int lines, line, rate;       /* of a row; next */
+    const struct lm_ahead *then; /* after that */
 } lm_ahead;
 
 /* rows: of A, up to 8; or, against 16 columns, up to 12, for one register of sums a row of 8
@@ -49,11 +50,12 @@ typedef struct lm_ahead {
 typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, float *c,
                          int64_t ldc, int width, int store, lm_ahead *ahead);
 
-/* The same over several slabs, `step` words apart, of a few words of k: 8 rows. Of ahead one
- * turn a slab. Where words are pairs, C may be bf16 too: then it is rounded, and not added to.
- */
-typedef void lm_outer_fn(int64_t k, lm_left a, const uint32_t *b, int64_t step, int slabs,
-                         void *c, int c_dtype, int64_t ldc, int store, lm_ahead *ahead);
+/* The same over several slabs, `step` words apart, of a few words of k: 8 rows of A, `row`
+ * words apart. Of ahead one turn a slab. Where words are pairs, C may be bf16 too: then it is
+ * rounded, and not added to. */
+typedef void lm_outer_fn(int64_t k, const uint32_t *a, int64_t row, const uint32_t *b,
+                         int64_t step, int slabs, void *c, int c_dtype, int64_t ldc, int store,
+                         lm_ahead *ahead);
 
 /* a: 32 rows, `ld` words apart; b: as many rows as `rows`, a power of two; then: where rows
  * begin, as far apart, that will be read next and should come nearer meanwhile */
@@ -67,10 +69,12 @@ typedef void lm_few_fn(int64_t k, const uint32_t *a, int64_t ld,
  *   C [rows, 32] = A [rows, n] W [n, 32], or C goes on being summed
  *
  * rows: a multiple of 8 up to 32; n: at most LM_TALL words; a: word (i, p) is a[32 p + i], a
- * slab; w: rows `ld` numbers apart. Their words are made once for all rows of A. */
-enum { LM_TALL = 16 };
+ * slab; w: rows `ld` numbers apart, of which the next 32 columns will be read after these.
+ * Their words are made once for all rows of A. Of ahead a turn for every 8 rows of A and
+ * LM_TURN words of n. */
+enum { LM_TALL = 32, LM_TURN = 8 };
 typedef void lm_across_fn(int64_t n, const uint32_t *a, int64_t rows, const void *w, int64_t ld,
-                          float *c, int64_t ldc, int go_on);
+                          float *c, int64_t ldc, int go_on, lm_ahead *ahead);
 
 /* strip_avx512bf16.c, and strip_body.h for each instruction set; rows: those of A that exist */
 lm_strip_fn lm__strip_baseline, lm__strip_avx2, lm__strip_avx512, lm__strip_avx512bf16;
@@ -100,7 +104,7 @@ typedef struct lm_part {
 /* All of it within `words` of k. */
 static inline lm_ahead lm__ahead(lm_words w, lm_part x, int64_t words) {
     int64_t size = (int64_t)lm__size(w.dtype), lines = (x.n * size + 63) / 64;
-    lm_ahead a = {x.x, x.ld * size, x.x ? x.rows : 0, (int)lines, 0, 0};
+    lm_ahead a = {x.x, x.ld * size, x.x ? x.rows : 0, (int)lines, 0, 0, NULL};
     a.rate = (int)((lines * x.rows * 16 + words - 1) / lm__max(words, 1));
     return a;
 }
@@ -112,6 +116,7 @@ static inline void lm__fetch(lm_ahead *a) {
         left -= n;
         if ((a->line += n) < a->lines) break;
         a->line = 0, a->rows--, a->row += a->stride;
+        if (a->rows == 0 && a->then) *a = *a->then;
     }
 }
 
@@ -152,12 +157,11 @@ typedef struct lm_across {
     float *part;      /* as large as c, for those after the first; NULL if there are none */
     int64_t panel;    /* columns at a time, so that c is near meanwhile */
     int64_t at, q, d; /* the next: panel, row of W, column */
-    int near;         /* W is near already */
-    lm_ahead ahead;   /* of W: otherwise */
 } lm_across;
 /* One of 32 columns and some rows of W; 0 when there was nothing left. */
-int lm__across_step(lm_across *x);
+int lm__across_step(lm_across *x, lm_ahead *ahead);
 int64_t lm__across_steps(const lm_across *x); /* of all of it */
+int64_t lm__across_turns(const lm_across *x); /* and of ahead */
 
 /* 32 rows of n words -> [n, 32]. Rows may be NULL: zeros. */
 void lm__turn(const uint32_t *const rows[LM_STRIP_COLS], int64_t n, uint32_t *to);

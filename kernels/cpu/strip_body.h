@@ -137,31 +137,32 @@ LM_INLINE void outer_slab(int64_t k, const word *a, int64_t row, const float *b,
     }
 }
 
-LM_INLINE void outer(int64_t k, lm_left a, const float *b, int64_t step, int slabs, void *c,
-                     int narrow, int64_t ldc, int store, lm_ahead *ahead) {
+LM_INLINE void outer(int64_t k, const word *a, int64_t row, const float *b, int64_t step,
+                     int slabs, void *c, int narrow, int64_t ldc, int store, lm_ahead *ahead) {
     int64_t size = narrow ? sizeof(uint16_t) : sizeof(float);
     for (int s = 0; s < slabs; s++, b += step) {
         lm__fetch(ahead);
         for (int i = 0; i < LM_STRIP_ROWS; i += HIGH)
             for (int j = 0; j < LM_STRIP_COLS; j += 2 * LANES)
-                outer_slab(k, (const word *)a.data + i * a.row, a.row, b + j,
+                outer_slab(k, a + i * row, row, b + j,
                            (char *)c + (i * ldc + s * LM_STRIP_COLS + j) * size, narrow, ldc,
                            store);
     }
 }
 
-void OUTER(int64_t k, lm_left a, const uint32_t *b, int64_t step, int slabs, void *c,
-           int c_dtype, int64_t ldc, int store, lm_ahead *ahead) {
+void OUTER(int64_t k, const uint32_t *left, int64_t row, const uint32_t *b, int64_t step,
+           int slabs, void *c, int c_dtype, int64_t ldc, int store, lm_ahead *ahead) {
+    const word *a = (const word *)left;
     const float *slab = (const float *)(const void *)b;
     int narrow = c_dtype == LM_BF16;
     if (narrow && store == LM_STRIP_STREAM)
-        outer(k, a, slab, step, slabs, c, 1, ldc, LM_STRIP_STREAM, ahead);
-    else if (narrow) outer(k, a, slab, step, slabs, c, 1, ldc, LM_STRIP_WRITE, ahead);
+        outer(k, a, row, slab, step, slabs, c, 1, ldc, LM_STRIP_STREAM, ahead);
+    else if (narrow) outer(k, a, row, slab, step, slabs, c, 1, ldc, LM_STRIP_WRITE, ahead);
     else if (store == LM_STRIP_STREAM)
-        outer(k, a, slab, step, slabs, c, 0, ldc, LM_STRIP_STREAM, ahead);
+        outer(k, a, row, slab, step, slabs, c, 0, ldc, LM_STRIP_STREAM, ahead);
     else if (store == LM_STRIP_ADD)
-        outer(k, a, slab, step, slabs, c, 0, ldc, LM_STRIP_ADD, ahead);
-    else outer(k, a, slab, step, slabs, c, 0, ldc, LM_STRIP_WRITE, ahead);
+        outer(k, a, row, slab, step, slabs, c, 0, ldc, LM_STRIP_ADD, ahead);
+    else outer(k, a, row, slab, step, slabs, c, 0, ldc, LM_STRIP_WRITE, ahead);
 }
 
 /* ---- few columns ---- */
@@ -303,9 +304,10 @@ LM_INLINE void add_word(lanes sum[HIGH][2], const uint32_t *a, const lanes v[2])
     }
 }
 
-/* keep: the columns' words go to `near` as well; otherwise they are read from there. */
+/* keep: the columns' words go to `near` as well; otherwise they are read from there. ahead: or
+ * NULL. */
 LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld, float *c,
-                      int64_t ldc, int go_on, lanes *near, int keep) {
+                      int64_t ldc, int go_on, lanes *near, int keep, lm_ahead *ahead) {
     lanes sum[HIGH][2] = {{{0}}};
     int64_t words = keep ? n / NUMBERS : (n + NUMBERS - 1) / NUMBERS;
 #pragma GCC unroll 8
@@ -313,7 +315,10 @@ LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld,
         sum[i][0] = *(lanes *)(c + i * ldc), sum[i][1] = *(lanes *)(c + i * ldc + LANES);
     for (int64_t p = 0; p < words; p++, a += LM_STRIP_COLS, w += NUMBERS * ld, near += 2) {
         lanes v[2];
+        if (ahead && p % LM_TURN == 0) lm__fetch(ahead);
         if (keep) {
+            for (int i = 0; i < NUMBERS; i++)
+                __builtin_prefetch(w + i * ld + LM_STRIP_COLS, 0, 3);
             COLUMNS(v, w, w + ld);
             near[0] = v[0], near[1] = v[1];
         } else v[0] = near[0], v[1] = near[1];
@@ -331,12 +336,13 @@ LM_INLINE void across(int64_t n, const uint32_t *a, const number *w, int64_t ld,
 }
 
 void ACROSS(int64_t n, const uint32_t *a, int64_t rows, const void *w, int64_t ld, float *c,
-            int64_t ldc, int go_on) {
+            int64_t ldc, int go_on, lm_ahead *ahead) {
     lanes near[2 * LM_TALL];
     for (int j = 0; j < LM_STRIP_COLS; j += 2 * LANES) {
         const number *from = (const number *)w + j;
-        across(n, a, from, ld, c + j, ldc, go_on, near, 1);
+        across(n, a, from, ld, c + j, ldc, go_on, near, 1, j == 0 ? ahead : NULL);
         for (int64_t i = HIGH; i < rows; i += HIGH)
-            across(n, a + i, from, ld, c + i * ldc + j, ldc, go_on, near, 0);
+            across(n, a + i, from, ld, c + i * ldc + j, ldc, go_on, near, 0,
+                   j == 0 && i % LM_STRIP_ROWS == 0 ? ahead : NULL);
     }
 }
