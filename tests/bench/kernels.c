@@ -1,6 +1,7 @@
 /* kernels.c - what the CPU kernels reach: GFLOP/s of products and attention, GB/s (read plus
  * written) of the rest, at the sizes of a small translator's step.
- * usage: kernels_bench [threads [parts]]. Best of the repeats in 0.1 s each. */
+ * usage: kernels_bench [threads [parts]]. Best of the repeats in 0.1 s each.
+ * GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives it huge pages, which the runtime has. */
 #define _GNU_SOURCE
 #include <omp.h>
 #include <time.h>
@@ -115,11 +116,21 @@ static void experts(int64_t groups, int64_t rows, int64_t k, int64_t n, int dtyp
     free(x), free(w), free(y), free(dw);
 }
 
-/* the experts' networks as a layer asks for them: SwiGLU, by strips (kernels/cpu/strip.h) */
+/* as the runtime has it: it begins a line of the cache */
+static void *aligned(int dtype, int64_t n) {
+    size_t bytes = ((size_t)n * size_of(dtype) + 63) / 64 * 64;
+    void *p = aligned_alloc(64, bytes);
+    if (!p) abort();
+    return memset(p, 0, bytes);
+}
+
+/* the experts' networks as a layer asks for them: SwiGLU, by strips (kernels/cpu/strip.h); of
+ * one expert weights and gradients stay in the caches */
 static void networks(int64_t groups, int64_t rows, int64_t dim, int64_t hidden, int dtype) {
-    int64_t offset[65] = {0}, bytes = 0;
+    int64_t offset[129] = {0}, bytes = 0, uneven = rows / groups > 17 ? 17 : 0;
     for (int64_t g = 0; g < groups; g++)
-        offset[g + 1] = g == groups - 1 ? rows : offset[g] + rows / groups + (g % 3 - 1) * 17;
+        offset[g + 1] =
+            g == groups - 1 ? rows : offset[g] + rows / groups + (g % 3 - 1) * uneven;
     lm_ffn f = {.dtype = dtype,
                 .activation = LM_SWIGLU,
                 .experts = groups,
@@ -131,8 +142,10 @@ static void networks(int64_t groups, int64_t rows, int64_t dim, int64_t hidden, 
     void *x = random_array(dtype, rows * dim), *y = array(dtype, rows * dim),
          *dx = array(dtype, rows * dim), *pre = array(dtype, rows * 2 * hidden);
     lm_ffn_gradients to = {.dx = dx,
-                           .up = array(LM_F32, groups * 2 * hidden * dim),
-                           .down = array(LM_F32, groups * dim * hidden)};
+                           .up_dtype = dtype,
+                           .down_dtype = dtype,
+                           .up = aligned(dtype, groups * 2 * hidden * dim),
+                           .down = aligned(dtype, groups * dim * hidden)};
     if (lm_cpu_ffn_room(&f, &bytes)) abort();
     void *room = aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64));
     double work = 2.0 * 3 * (double)(rows * dim * hidden);
@@ -295,6 +308,8 @@ int main(int argc, char **argv) {
                 experts(32, 4096, 512, 1024, dtype);
                 networks(8, 4096, 512, 2048, dtype);
                 networks(32, 4096, 512, 2048, dtype);
+                networks(128, 2048, 512, 2048, dtype);
+                networks(1, 16, 512, 2048, dtype);
             }
             if (parts & 4) {
                 attention(64, 4, 32, 64, dtype);
