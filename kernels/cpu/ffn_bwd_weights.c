@@ -33,14 +33,13 @@ static void keep(const float *tile, int64_t rows, int64_t cols, int64_t row, int
 }
 
 /* Up to 8 rows by some columns of a gradient, from slabs of b `step` words apart; what is less
- * than 8 by 32, or is rounded here, through a tile. (a is no lm_left: a copy of one would be
+ * than 8 by 32 through a tile. (a is no lm_left: a copy of one would be
  * read from where it has just been written in parts, after all stores before it.) */
 static void tiles(const bwd_task *t, int64_t k, const uint32_t *a, int64_t lda, int64_t rows,
                   const uint32_t *b, int64_t step, int64_t cols, int64_t row, int64_t col,
                   const place *to, lm_ahead *ahead) {
     rows = lm__min(rows, LM_STRIP_ROWS);
-    int whole = rows == LM_STRIP_ROWS && (to->dtype == LM_F32 || t->j.w.pairs);
-    int64_t slabs = whole ? cols / LM_STRIP_COLS : 0;
+    int64_t slabs = rows == LM_STRIP_ROWS ? cols / LM_STRIP_COLS : 0;
     t->j.w.outer(k, a, lda, b, step, (int)slabs, at_of(to, row, col), to->dtype, to->ld,
                  to->store, ahead);
     for (int64_t d = slabs * LM_STRIP_COLS; d < cols; d += LM_STRIP_COLS) {

@@ -13,15 +13,24 @@ void lm__strip_settle(void) {
 #endif
 }
 
+static int most = LM_STRIPS_PAIRS;
+void lm__strips_at_most(int level) { most = level; }
+
 #if defined(__x86_64__) && defined(__GNUC__)
+static int has_avx2(void) {
+    return most >= LM_STRIPS_AVX2 && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma");
+}
 static int has_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return most >= LM_STRIPS_AVX512 && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq");
 }
 /* Intel's products of bf16 pairs take twice the time of those of f32 (a Xeon of family 6, model
  * 207, one thread: 73 against 136 GFLOP/s in tests/bench/kernels.c). */
 static int multiplies_pairs(void) {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel");
+    return most >= LM_STRIPS_PAIRS && has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+           !__builtin_cpu_is("intel");
 }
 #endif
 
@@ -43,7 +52,7 @@ lm_words lm__words(int dtype) {
     if (has_avx512())
         w = (lm_words){
             dtype, 0, lm__strip_avx512, lm__outer_avx512, lm__few_avx512, lm__across_avx512};
-    else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    else if (has_avx2())
         w = (lm_words){dtype, 0, lm__strip_avx2, lm__outer_avx2, lm__few_avx2, lm__across_avx2};
 #endif
     if (dtype == LM_BF16) w.across = NULL;

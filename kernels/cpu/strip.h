@@ -51,8 +51,8 @@ typedef void lm_strip_fn(int64_t k, lm_left a, int rows, const uint32_t *b, floa
                          int64_t ldc, int width, int store, lm_ahead *ahead);
 
 /* The same over several slabs, `step` words apart, of a few words of k: 8 rows of A, `row`
- * words apart. Of ahead one turn a slab. Where words are pairs, C may be bf16 too: then it is
- * rounded, and not added to. */
+ * words apart. Of ahead one turn a slab. C may be bf16: then it is rounded, and not added to.
+ */
 typedef void lm_outer_fn(int64_t k, const uint32_t *a, int64_t row, const uint32_t *b,
                          int64_t step, int slabs, void *c, int c_dtype, int64_t ldc, int store,
                          lm_ahead *ahead);
@@ -90,6 +90,10 @@ typedef struct lm_words { /* how numbers of a dtype become words here */
     lm_across_fn *across; /* NULL: words are not made of numbers where they lie */
 } lm_words;
 lm_words lm__words(int dtype);
+
+/* Which strips there are for x86-64; a CPU runs the last of those that it has. */
+enum { LM_STRIPS_BASELINE, LM_STRIPS_AVX2, LM_STRIPS_AVX512, LM_STRIPS_PAIRS };
+void lm__strips_at_most(int level); /* for tests: of all threads, from now on */
 
 /* Words of n numbers. */
 static inline int64_t lm__words_of(lm_words w, int64_t n) { return w.pairs ? (n + 1) / 2 : n; }

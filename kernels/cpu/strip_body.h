@@ -1,8 +1,10 @@
 /* strip_body.h - the strip of strip.h in the compiler's vectors, that of few columns and that
  * across. Who includes it defines STRIP, FEW and ACROSS, their names; LANES, floats in a
- * register; HIGH, rows that are summed at once, in two registers each; where words are pairs,
- * MULTIPLY_ADD(sum, word, b) with a vector b, and COLUMNS(v, row, below), two registers of
- * words from two rows; and, where there is a store past the caches, STREAM(to, sum). */
+ * register; HIGH, rows that are summed at once, in two registers each; where there is one
+ * instruction for it, MULTIPLY_ADD(sum, word, b) with a vector b: a compiler that is free to
+ * round the product may do so for one row and not for two; where words are pairs, COLUMNS(v,
+ * row, below), two registers of words from two rows; and, where there is a store past the
+ * caches, STREAM(to, sum), and with it NARROW(to, low, high, stream), two registers as bf16. */
 #include "kernels/cpu/strip.h"
 
 #ifdef STREAM
@@ -25,13 +27,13 @@ static const float *const no_row = NULL;
     ((v)[0] = *(const lanes *)(row), (v)[1] = *(const lanes *)((row) + LANES))
 #endif
 
-#ifndef MULTIPLY_ADD
-#define MULTIPLY_ADD(sum, word, b) sum += as_float(word) * (b)
 static inline float as_float(uint32_t bits) {
     float f;
     memcpy(&f, &bits, sizeof f);
     return f;
 }
+#ifndef MULTIPLY_ADD
+#define MULTIPLY_ADD(sum, word, b) sum += as_float(word) * (b)
 #endif
 
 #ifndef STREAM
@@ -103,8 +105,15 @@ void STRIP(int64_t k, lm_left a, int rows, const uint32_t *b, float *c, int64_t 
 
 /* ---- many slabs ---- */
 
-#ifndef NARROW /* two registers as bf16: strip.h */
-#define NARROW(to, low, high, stream) ((void)(to), (void)(low), (void)(high))
+#ifndef NARROW /* two registers as bf16, which rounds as lm_f32_to_bf16 does */
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+LM_INLINE void round_off(uint16_t *to, lanes sum) {
+    bits u = (bits)sum, nan = (bits)((u & 0x7fffffff) > 0x7f800000);
+    bits rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    *(halves *)to = __builtin_convertvector((rounded & ~nan) | ((u >> 16 | 64) & nan), halves);
+}
+#define NARROW(to, low, high, stream) (round_off(to, low), round_off((to) + LANES, high))
 #endif
 
 /* A slab of HIGH rows by two registers; narrow and `store` are constants where this is
