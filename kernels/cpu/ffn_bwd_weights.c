@@ -50,13 +50,17 @@ static void tiles(const bwd_task *t, int64_t k, const uint32_t *a, int64_t lda, 
     }
 }
 
-/* A step of what is summed meanwhile, after every so many groups of tiles. */
+/* A step of what is summed meanwhile, after every so many groups of tiles; or nothing goes on
+ * meanwhile, and all columns are a group. */
 static void go_on(bwd_meanwhile *m, int64_t group, int64_t every) {
     if (every && group % every == 0) lm__across_step(&m->across, &m->ahead);
 }
-static int64_t every_of(const bwd_meanwhile *m, int64_t groups) {
-    int64_t steps = lm__across_steps(&m->across);
+static int64_t every_of(const bwd_task *t, const bwd_meanwhile *m, int64_t groups) {
+    int64_t steps = t->j.w.beside ? lm__across_steps(&m->across) : 0;
     return steps ? lm__max(1, groups / steps) : 0;
+}
+static int64_t group_of(const bwd_task *t, int64_t cols) {
+    return t->j.w.beside ? GROUP : lm__max(GROUP, cols);
 }
 
 /* Rows u .. of dup by n columns from d on. */
@@ -77,11 +81,12 @@ static void weigh_up(const bwd_task *t, const bwd_item *s, const bwd_chunk *c, i
     const uint32_t *left = p->dpre + half * t->j.stretch * c->words;
     int64_t dim = t->f->dim;
     if (c->words <= NEAR) {
-        int64_t group = 0, every = every_of(m, lm__ceil_div(s->n, LM_STRIP_ROWS) *
-                                                   lm__ceil_div(dim, GROUP));
+        int64_t group = 0, cols = group_of(t, dim);
+        int64_t every =
+            every_of(t, m, lm__ceil_div(s->n, LM_STRIP_ROWS) * lm__ceil_div(dim, cols));
         for (int64_t u = 0; u < s->n; u += LM_STRIP_ROWS)
-            for (int64_t d = 0; d < dim; d += GROUP) {
-                up_tiles(t, s, c, left, u, d, lm__min(GROUP, dim - d), &to, &m->ahead);
+            for (int64_t d = 0; d < dim; d += cols) {
+                up_tiles(t, s, c, left, u, d, lm__min(cols, dim - d), &to, &m->ahead);
                 go_on(m, group++, every);
             }
         return;
@@ -102,7 +107,8 @@ static void weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
                        const bwd_places *p, bwd_meanwhile *m) {
     const bwd_leavings *l = s->l;
     int64_t group = 0, dim = t->f->dim, ticks = 16 * lm__ceil_div(s->n, LM_STRIP_COLS);
-    int64_t every = every_of(m, lm__ceil_div(dim, LM_STRIP_ROWS) * lm__ceil_div(s->n, GROUP));
+    int64_t cols = group_of(t, s->n);
+    int64_t every = every_of(t, m, lm__ceil_div(dim, LM_STRIP_ROWS) * lm__ceil_div(s->n, cols));
     for (int64_t d = 0; d < dim; d += LM_STRIP_ROWS) {
         const uint32_t *dy = l->dy + d * l->words + c->before;
         lm_ahead ahead =
@@ -110,9 +116,9 @@ static void weigh_down(const bwd_task *t, const bwd_item *s, const bwd_chunk *c,
                       (lm_part){dy + LM_STRIP_ROWS * l->words, l->words,
                                 lm__min(LM_STRIP_ROWS, dim - d - LM_STRIP_ROWS), c->words},
                       ticks);
-        for (int64_t u = 0; u < s->n; u += GROUP) {
+        for (int64_t u = 0; u < s->n; u += cols) {
             tiles(t, c->words, dy, l->words, dim - d, p->turned_h + u * c->words,
-                  c->words * LM_STRIP_COLS, lm__min(GROUP, s->n - u), d, u, &to,
+                  c->words * LM_STRIP_COLS, lm__min(cols, s->n - u), d, u, &to,
                   m->ahead.rows ? &m->ahead : &ahead);
             go_on(m, group++, every);
         }

@@ -72,7 +72,7 @@ typedef void lm_few_fn(int64_t k, const uint32_t *a, int64_t ld,
  * slab; w: rows `ld` numbers apart, of which the next 32 columns will be read after these.
  * Their words are made once for all rows of A. Of ahead a turn for every 8 rows of A and
  * LM_TURN words of n. */
-enum { LM_TALL = 32, LM_TURN = 8 };
+enum { LM_TALL = 64, LM_TURN = 8 };
 typedef void lm_across_fn(int64_t n, const uint32_t *a, int64_t rows, const void *w, int64_t ld,
                           float *c, int64_t ldc, int go_on, lm_ahead *ahead);
 
@@ -88,6 +88,7 @@ typedef struct lm_words { /* how numbers of a dtype become words here */
     lm_outer_fn *outer;
     lm_few_fn *few;
     lm_across_fn *across; /* NULL: words are not made of numbers where they lie */
+    int beside; /* few rows wait for memory, so that products go on while others write */
 } lm_words;
 lm_words lm__words(int dtype);
 
