@@ -229,7 +229,7 @@ static void until_done(lm_async *a) {
         if (!a->done) look_for_deserters(a, &deadline);
         if (!a->done) look_at_clock(a, since);
     }
-    lm__watch_waits(a, false);
+    if (a->status == LM_OK) lm__watch_waits(a, false); /* who gave up got no further */
     waited += seconds() - since;
 }
 
