@@ -184,6 +184,7 @@ function Bench:compare(line)
     if program and (peer.alone or peer.program) then program:close()
     elseif program and not program.ended then pcall(program.ask, program, 'drop') end
   end
+  if spent(self) >= 1 then pace.rounds = 1 end
   if #added == 0 then add(turns.alternate({ ours }, pace)[1]) end
   ours:close()
   os.remove(file)
