@@ -32,21 +32,17 @@ static int multiplies_pairs(void) {
     return most >= LM_STRIPS_PAIRS && has_avx512() && __builtin_cpu_supports("avx512bf16") &&
            !__builtin_cpu_is("intel");
 }
-/* AMD's family 19h multiplies 512 bits in two clocks: memory keeps up, and products in turns
- * only push each other out of the first cache (Zen 4, two threads: backward of 16 rows an
- * expert in f32, tests/bench/kernels.c, takes 7 % longer). */
-static int waits_for_memory(void) { return !__builtin_cpu_is("amdfam19h"); }
-#else
-static int waits_for_memory(void) { return 1; }
+/* Whether few rows are multiplied faster than memory follows. AMD's family 19h multiplies 512
+ * bits in two clocks, which memory keeps up with; products in turns only push each other out of
+ * the first cache there (Zen 4, two threads: backward of 16 rows an expert in f32,
+ * tests/bench/kernels.c, takes 7 % longer). */
+static int outruns_memory(void) { return !__builtin_cpu_is("amdfam19h"); }
 #endif
 
-static lm_words words_of(int dtype) {
-    lm_words w = {dtype,
-                  0,
-                  lm__strip_baseline,
-                  lm__outer_baseline,
-                  lm__few_baseline,
-                  lm__across_baseline};
+lm_words lm__words(int dtype) {
+    lm_words w = {
+        dtype, 0, lm__strip_baseline, lm__outer_baseline, lm__few_baseline, lm__across_baseline,
+        0};
 #if defined(__x86_64__) && defined(__GNUC__)
     if (dtype == LM_BF16 && multiplies_pairs())
         return (lm_words){dtype,
@@ -54,20 +50,21 @@ static lm_words words_of(int dtype) {
                           lm__strip_avx512bf16,
                           lm__outer_avx512bf16,
                           lm__few_avx512bf16,
-                          lm__across_avx512bf16};
+                          lm__across_avx512bf16,
+                          outruns_memory()};
     if (has_avx512())
-        w = (lm_words){
-            dtype, 0, lm__strip_avx512, lm__outer_avx512, lm__few_avx512, lm__across_avx512};
+        w = (lm_words){dtype,
+                       0,
+                       lm__strip_avx512,
+                       lm__outer_avx512,
+                       lm__few_avx512,
+                       lm__across_avx512,
+                       outruns_memory()};
     else if (has_avx2())
-        w = (lm_words){dtype, 0, lm__strip_avx2, lm__outer_avx2, lm__few_avx2, lm__across_avx2};
+        w = (lm_words){dtype,           0, lm__strip_avx2, lm__outer_avx2, lm__few_avx2,
+                       lm__across_avx2, 1};
 #endif
     if (dtype == LM_BF16) w.across = NULL;
-    return w;
-}
-
-lm_words lm__words(int dtype) {
-    lm_words w = words_of(dtype);
-    w.beside = waits_for_memory();
     return w;
 }
 

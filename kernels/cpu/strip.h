@@ -88,7 +88,7 @@ typedef struct lm_words { /* how numbers of a dtype become words here */
     lm_outer_fn *outer;
     lm_few_fn *few;
     lm_across_fn *across; /* NULL: words are not made of numbers where they lie */
-    int beside; /* few rows wait for memory, so that products go on while others write */
+    int beside; /* few rows wait for memory: while a gradient is written, products go on */
 } lm_words;
 lm_words lm__words(int dtype);
 
