@@ -1,7 +1,8 @@
 /* ffn_bwd_few.c - backward of an expert with few rows: then weights are what takes time, to
  * read them and to write their gradients. So each is read where it lies (across.c), once, and
- * while a gradient is written, which waits for memory, the products that read go on; and as
- * much as they read comes nearer:
+ * while a gradient is written, which waits for memory, the products that read go on (where
+ * memory does not keep up: `beside` of lm_words; else after it); and as much as they read comes
+ * nearer:
  *
  *   written                  read                                   comes nearer
  *   dup of the gate's half   dx += dpre up, of that half            up's other half

@@ -33,16 +33,16 @@ static int multiplies_pairs(void) {
            !__builtin_cpu_is("intel");
 }
 /* Whether few rows are multiplied faster than memory follows. AMD's family 19h multiplies 512
- * bits in two clocks, which memory keeps up with; products in turns only push each other out of
- * the first cache there (Zen 4, two threads: backward of 16 rows an expert in f32,
- * tests/bench/kernels.c, takes 7 % longer). */
+ * bits in two clocks, which memory keeps up with: there turns cost more than they hide (a Zen
+ * 4, 16 rows an expert, tests/bench/kernels.c). */
 static int outruns_memory(void) { return !__builtin_cpu_is("amdfam19h"); }
 #endif
 
 lm_words lm__words(int dtype) {
     lm_words w = {
         dtype, 0, lm__strip_baseline, lm__outer_baseline, lm__few_baseline, lm__across_baseline,
-        0};
+        0,
+    };
 #if defined(__x86_64__) && defined(__GNUC__)
     if (dtype == LM_BF16 && multiplies_pairs())
         return (lm_words){dtype,
@@ -61,8 +61,9 @@ lm_words lm__words(int dtype) {
                        lm__across_avx512,
                        outruns_memory()};
     else if (has_avx2())
-        w = (lm_words){dtype,           0, lm__strip_avx2, lm__outer_avx2, lm__few_avx2,
-                       lm__across_avx2, 1};
+        w = (lm_words){
+            dtype, 0, lm__strip_avx2, lm__outer_avx2, lm__few_avx2, lm__across_avx2, 1,
+        };
 #endif
     if (dtype == LM_BF16) w.across = NULL;
     return w;

@@ -92,7 +92,7 @@ local function measure(self)
 end
 
 --- A group begins, which has so many minutes, or as many as it wants: so that the whole ends in time on a slow machine too,
--- pairs have one round after three quarters of them, and after all of them peers are left out, which is told.
+-- pairs have one round after three quarters of them; after all of them ours has one alone, and peers are left out, which is told.
 function Bench:begin(group, minutes)
   self.group, self.begun, self.minutes = group, clock(), minutes
   measure(self)
