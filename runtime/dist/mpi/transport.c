@@ -6,9 +6,8 @@
  * (async.c) can look at other things meanwhile. They go over one communicator
  * at a time, `comm`, and goodbyes over `job`.
  *
- * A large message to a rank of this host is offered first. The receiver, when it has come
- * to it, answers with one of its lanes (lane.c), through which the message then goes; or
- * with none, when all are taken, and it goes through MPI. */
+ * Of a large message to a rank of this host MPI carries a note, which names the lane (lane.c)
+ * that the message goes through; or none, when all are taken, and the message follows. */
 #define _GNU_SOURCE /* setenv */
 #include "runtime/dist/transport.h"
 #include "runtime/dist/far_copy.h"
@@ -21,18 +20,18 @@
 #include <string.h>
 #include <time.h>
 
-enum { CHUNK = 1 << 30, LARGE = 512 << 10 }; /* up to LARGE bytes, MPI is as fast */
+enum { CHUNK = 1 << 30, LARGE = 8 << 10 }; /* below LARGE bytes, MPI is as fast */
 enum { TAG_LEFT = 0, TAG_NEWS = 1, LEFT_SECONDS = 2 };
 
-/* What a request is for: the bytes of a message, an offer of it, the answer to that, or its
- * bytes after an answer without a lane. The last two have tags of their own. */
-enum { BYTES, OFFER, ANSWER, OFFERED, TAGS_EACH = 3 };
+/* What a request is for: the bytes of a message, a note, or the bytes after a note without a
+ * lane; these have tags of their own. */
+enum { BYTES, NOTE, NOTED, TAGS_EACH = 2 };
 
-/* An offer, or the answer to it. No message of numbers is as long, so that a rank that takes
- * one for another notices. */
+/* No message of numbers is as long, so that a rank that takes one for another notices. */
 typedef struct note {
     int64_t bytes;
-    int32_t part, lane; /* part: of the sender's flight; lane: negative for none */
+    int32_t lane; /* negative for none */
+    uint32_t first;
     char odd;
 } note;
 
@@ -196,10 +195,9 @@ static void flight_free(lm__flight *f) {
 static int request(lm__flight *f, int i) {
     part *p = &f->part[i];
     const lm__stream *s = &p->stream;
-    bool noted = p->kind == OFFER || p->kind == ANSWER;
-    void *data = noted ? (void *)&p->note : s->data;
-    int bytes = noted ? NOTE_BYTES : (int)s->bytes;
-    int tag = f->tag + (p->kind > OFFER ? p->kind - OFFER : 0) * tags();
+    void *data = p->kind == NOTE ? (void *)&p->note : s->data;
+    int bytes = p->kind == NOTE ? NOTE_BYTES : (int)s->bytes;
+    int tag = f->tag + (p->kind == NOTED ? tags() : 0);
     MPI_Request *r = &f->request[i];
     int code = s->sends ? MPI_Isend(data, bytes, MPI_BYTE, s->peer, tag, comm, r)
                         : MPI_Irecv(data, bytes, MPI_BYTE, s->peer, tag, comm, r);
@@ -214,18 +212,35 @@ static int add(lm__flight *f, part p) {
     return code;
 }
 
-static int add_message(lm__flight *f, int kind, bool sends, const lm__message *m) {
-    int code = MPI_SUCCESS;
+static void begin_stream(lm__flight *f, part *p) {
+    p->stream.lane = p->note.lane;
+    p->stream.first = p->note.first;
+    p->streams = true;
+    f->streams++;
+    f->open++;
+}
+
+/* Tells of the message, and sends it. */
+static int add_note(lm__flight *f, part p) {
+    p.note.bytes = p.stream.bytes;
+    p.note.lane = lm__lane_take(&p.note.first);
+    int code = add(f, p);
+    if (code != MPI_SUCCESS) return code;
+    if (p.note.lane >= 0) return begin_stream(f, &f->part[f->count - 1]), MPI_SUCCESS;
+    p.kind = NOTED;
+    return add(f, p);
+}
+
+static int add_message(lm__flight *f, bool sends, const lm__message *m) {
+    int code = MPI_SUCCESS, kind = is_large(m) ? NOTE : BYTES;
     for (int64_t at = 0; at < m->bytes && code == MPI_SUCCESS; at += CHUNK) {
         part p = {.kind = kind,
                   .stream = {.peer = m->peer,
                              .sends = sends,
                              .far = f->far,
                              .data = (char *)m->data + at,
-                             .bytes = m->bytes - at < CHUNK ? m->bytes - at : CHUNK},
-                  .note = {.part = f->count}};
-        p.note.bytes = p.stream.bytes;
-        code = add(f, p);
+                             .bytes = m->bytes - at < CHUNK ? m->bytes - at : CHUNK}};
+        code = sends && kind == NOTE ? add_note(f, p) : add(f, p);
     }
     return code;
 }
@@ -240,7 +255,7 @@ static bool drop(lm__flight *f) {
         MPI_Test(&f->request[i], &done, MPI_STATUS_IGNORE);
         if (done) continue;
         MPI_Request_free(&f->request[i]);
-        f->kept |= f->part[i].kind == OFFER || f->part[i].kind == ANSWER;
+        f->kept |= f->part[i].kind == NOTE;
     }
     f->dropped = true;
     f->streams = 0;
@@ -256,48 +271,28 @@ static bool drop(lm__flight *f) {
 static int post(int tag, int sends, const lm__message *send, int receives,
                 const lm__message *receive, lm__flight **out, char *error) {
     int code = MPI_SUCCESS;
-    int64_t total = requests(sends, send, 3) + requests(receives, receive, 2);
+    int64_t total = requests(sends, send, 2) + requests(receives, receive, 1);
     *out = NULL;
     if (total == 0) return 0;
     lm__flight *f = flight_new(tag, total);
     if (!f) return snprintf(error, 256, "no memory for %lld requests", (long long)total), -1;
     f->far = bytes_of(receives, receive) >= LM__FAR;
     for (int i = 0; i < receives && code == MPI_SUCCESS; i++)
-        code = add_message(f, is_large(&receive[i]) ? OFFER : BYTES, false, &receive[i]);
-    for (int i = 0; i < sends && code == MPI_SUCCESS; i++)
-        if (is_large(&send[i])) code = add_message(f, ANSWER, false, &send[i]);
+        code = add_message(f, false, &receive[i]);
     f->receives = f->count;
     for (int i = 0; i < sends && code == MPI_SUCCESS; i++)
-        code = add_message(f, is_large(&send[i]) ? OFFER : BYTES, true, &send[i]);
+        code = add_message(f, true, &send[i]);
     if (code != MPI_SUCCESS) return drop(f), fail(error, "MPI", code);
     *out = f;
     return 0;
 }
 
-static void begin_stream(lm__flight *f, part *p, int lane) {
-    p->stream.lane = lane;
-    p->streams = true;
-    f->streams++;
-    f->open++;
-}
-
-static int take_offer(lm__flight *f, int i) {
-    int code = MPI_SUCCESS, lane = lm__lane_take();
+/* A note has come: its message follows, through its lane or else through MPI. */
+static int take_note(lm__flight *f, int i) {
     part *p = &f->part[i];
-    part answer = {.kind = ANSWER, .stream = p->stream, .note = p->note};
-    answer.stream.sends = true;
-    answer.note.lane = lane;
-    p->kind = OFFERED;
-    if (lane >= 0) begin_stream(f, p, lane);
-    else code = request(f, i);
-    return code == MPI_SUCCESS ? add(f, answer) : code;
-}
-
-static int take_answer(lm__flight *f, note n) {
-    part *p = &f->part[n.part];
-    if (n.lane < 0) return add(f, (part){.kind = OFFERED, .stream = p->stream});
-    begin_stream(f, p, n.lane);
-    return MPI_SUCCESS;
+    if (p->note.lane >= 0) return begin_stream(f, p), MPI_SUCCESS;
+    p->kind = NOTED;
+    return request(f, i);
 }
 
 static int misfit(char *error) {
@@ -314,27 +309,23 @@ static int received(lm__flight *f, int i, const MPI_Status *status, char *error)
     MPI_Get_count(status, MPI_BYTE, &bytes);
     if (p->kind == BYTES && bytes == NOTE_BYTES && p->stream.bytes != bytes)
         return misfit(error);
-    if (p->kind == OFFER && (bytes != NOTE_BYTES || p->note.bytes != p->stream.bytes))
+    if (p->kind == NOTE && (bytes != NOTE_BYTES || p->note.bytes != p->stream.bytes))
         return misfit(error);
-    if (p->kind == OFFER) code = take_offer(f, i);
-    if (p->kind == ANSWER) code = take_answer(f, p->note);
+    if (p->kind == NOTE) code = take_note(f, i);
     return code == MPI_SUCCESS ? 0 : fail(error, "MPI", code);
 }
 
-/* A piece of each stream after the other, until all have to wait. */
+/* A piece of each stream; then MPI has its turn, which brings the notes of others. */
 static bool move_streams(lm__flight *f) {
     bool any = false;
-    for (bool moved = true; moved && f->streams > 0;) {
-        moved = false;
-        for (int i = 0; i < f->count; i++) {
-            part *p = &f->part[i];
-            if (!p->streams || !lm__stream_move(&p->stream)) continue;
-            any = moved = true;
-            if (p->stream.moved < p->stream.bytes) continue;
-            p->streams = false;
-            f->streams--;
-            f->open--;
-        }
+    for (int i = 0; i < f->count && f->streams > 0; i++) {
+        part *p = &f->part[i];
+        if (!p->streams || !lm__stream_move(&p->stream)) continue;
+        any = true;
+        if (p->stream.moved < p->stream.bytes) continue;
+        p->streams = false;
+        f->streams--;
+        f->open--;
     }
     return any;
 }

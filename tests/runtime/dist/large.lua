@@ -6,8 +6,8 @@ local check = require('lumoe.status').check
 
 local rank, size = C.lm_dist_rank(), C.lm_dist_world_size()
 local KIB = 1024
-local LENGTHS = { 1, 64 * KIB, 512 * KIB - 1, 512 * KIB, 512 * KIB + 1, 576 * KIB, 1024 * KIB, 1100 * KIB - 3, 3000001,
-  6300001 }
+local LENGTHS = { 1, 17, 8 * KIB - 1, 8 * KIB, 8 * KIB + 1, 64 * KIB, 512 * KIB - 1, 512 * KIB, 512 * KIB + 1, 576 * KIB,
+  1024 * KIB, 1100 * KIB - 3, 3000001, 6300001 }
 local GUARD = 64
 local kept = {} -- buffers, until their messages have gone
 
