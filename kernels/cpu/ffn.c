@@ -110,7 +110,7 @@ void lm__ffn_product(const lm_ffn_job *j, lm_part a, int64_t cut, lm_part next,
             for (int64_t s = 0; s < strips; s++)
                 j->w.strip(k, left, (int)high, words + s * slab_step,
                            c + i * ldc + s * LM_STRIP_COLS, ldc,
-                           cols - s * LM_STRIP_COLS <= 16 ? 16 : 32, add || q > 0, &ahead);
+                           lm__strip_width(cols - s * LM_STRIP_COLS), add || q > 0, &ahead);
         }
     }
 }

@@ -85,7 +85,7 @@ void lm__bwd_turned_product(const lm_ffn_job *j, const uint32_t *left, int64_t k
             j->w.strip(
                 k, (lm_left){left + i / LM_STRIP_ROWS * lm__bwd_step_of(k), 1, LM_STRIP_ROWS},
                 LM_STRIP_ROWS, b, c + i * ldc + s * LM_STRIP_COLS, ldc,
-                cols - s * LM_STRIP_COLS <= 16 ? 16 : 32, add,
+                lm__strip_width(cols - s * LM_STRIP_COLS), add,
                 i / LM_STRIP_ROWS % 2 ? next : &slab);
     }
 }

@@ -1,6 +1,6 @@
 /* strip.h - the register block of the experts' products, and how operands come to it.
  *
- *   C [8, width] = A [8, k] B [k, width],   width 16 or 32, or added to C
+ *   C [8, width] = A [8, k] B [k, width],   width 8, 16, 24 or 32, or added to C
  *
  * Everything is counted in words of 32 bits: an f32, or two bf16 that are neighbours along the
  * inner dimension, which CPUs with bf16 products multiply and add as one. Other CPUs get f32
@@ -123,6 +123,11 @@ static inline void lm__fetch(lm_ahead *a) {
         a->line = 0, a->rows--, a->row += a->stride;
         if (a->rows == 0 && a->then) *a = *a->then;
     }
+}
+
+/* Of so many columns that are left. */
+static inline int lm__strip_width(int64_t cols) {
+    return (int)lm__round_up(lm__min(cols, LM_STRIP_COLS), 8);
 }
 
 /* n numbers as words: where they lie, or else in room. */

@@ -8,6 +8,9 @@
 #define HIGH   8
 #define MULTIPLY_ADD(sum, word, b)                                                             \
     sum = (lanes)_mm512_fmadd_ps(_mm512_set1_ps(as_float(word)), (__m512)(b), (__m512)(sum))
+#define MULTIPLY_ADD_HALF(sum, word, b)                                                        \
+    sum = (half_lanes)_mm256_fmadd_ps(_mm256_set1_ps(as_float(word)), (__m256)(b),             \
+                                      (__m256)(sum))
 #define STREAM(to, sum)               _mm512_stream_ps((float *)(to), (__m512)(sum))
 #define NARROW(to, low, high, stream) keep_bf16(to, (__m512i)(low), (__m512i)(high), (stream))
 #include <immintrin.h>

@@ -9,6 +9,11 @@
 #define MULTIPLY_ADD(sum, word, b)                                                             \
     sum = (lanes)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)_mm512_set1_epi32((int)(word)),     \
                                   (__m512bh)(b))
+/* half of what MULTIPLY_ADD has spread */
+#define MULTIPLY_ADD_HALF(sum, word, b)                                                        \
+    sum = (half_lanes)_mm256_dpbf16_ps(                                                        \
+        (__m256)(sum), (__m256bh)_mm512_castsi512_si256(_mm512_set1_epi32((int)(word))),       \
+        (__m256bh)(b))
 #define STREAM(to, sum) _mm512_stream_ps((float *)(to), (__m512)(sum))
 #define COLUMNS(v, row, below)                                                                 \
     ((v)[0] = (lanes)woven(weave[0], row, below), (v)[1] = (lanes)woven(weave[1], row, below))

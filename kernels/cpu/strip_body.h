@@ -2,9 +2,10 @@
  * across. Who includes it defines STRIP, FEW and ACROSS, their names; LANES, floats in a
  * register; HIGH, rows that are summed at once, in two registers each; where there is one
  * instruction for it, MULTIPLY_ADD(sum, word, b) with a vector b: a compiler that is free to
- * round the product may do so for one row and not for two; where words are pairs, COLUMNS(v,
- * row, below), two registers of words from two rows; and, where there is a store past the
- * caches, STREAM(to, sum), and with it NARROW(to, low, high, stream), two registers as bf16. */
+ * round the product may do so for one row and not for two; with 16 LANES, MULTIPLY_ADD_HALF,
+ * the same of 8; where words are pairs, COLUMNS(v, row, below), two registers of words from two
+ * rows; and, where there is a store past the caches, STREAM(to, sum), and with it NARROW(to,
+ * low, high, stream), two registers as bf16. */
 #include "kernels/cpu/strip.h"
 
 #ifdef STREAM
@@ -40,39 +41,56 @@ static inline float as_float(uint32_t bits) {
 #define STREAM(to, sum) *(to) = (sum)
 #endif
 
-/* `high` rows by `wide` registers; these and `col` are constants where this is expanded. */
+typedef float half_lanes __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+#ifndef MULTIPLY_ADD_HALF /* of 8 lanes and less there are no halves */
+#define MULTIPLY_ADD_HALF(sum, word, b) sum += as_float(word) * (b)
+#endif
+
+/* `high` rows by `wide` registers, and half a one where `half`; these and `col` are constants
+ * where this is expanded. */
 LM_INLINE void piece(int64_t k, const word *const a[LM_STRIP_TALL], int high, int64_t col,
-                     const float *b, float *c, int64_t ldc, int wide, int store,
+                     const float *b, float *c, int64_t ldc, int wide, int half, int store,
                      lm_ahead *ahead) {
     lanes sum[LM_STRIP_TALL][2] = {{{0}}};
+    half_lanes rest[LM_STRIP_TALL] = {{0}};
 #pragma GCC unroll 12
     for (int i = 0; i < high && store != LM_STRIP_STREAM; i++) { /* where the sums will go */
         __builtin_prefetch(c + i * ldc, 1, 3);
-        if (wide * LANES > 16) __builtin_prefetch(c + i * ldc + 16, 1, 3);
+        if (wide * LANES + half > 16) __builtin_prefetch(c + i * ldc + 16, 1, 3);
     }
     for (int64_t from = 0; from < k; from += 16) {
         int64_t to = lm__min(k, from + 16);
         lm__fetch(ahead);
         for (int64_t p = from; p < to; p++, b += LM_STRIP_COLS) {
-            lanes b0 = *(const lanes *)b, b1 = {0};
+            lanes b0 = {0}, b1 = {0};
+            half_lanes b2 = {0};
+            if (wide > 0) b0 = *(const lanes *)b;
             if (wide > 1) b1 = *(const lanes *)(b + LANES);
+            if (half) b2 = *(const half_lanes *)(b + wide * LANES);
 #pragma GCC unroll 12
             for (int i = 0; i < high; i++) {
                 word v = a[i][p * col];
-                MULTIPLY_ADD(sum[i][0], v, b0);
+                if (wide > 0) MULTIPLY_ADD(sum[i][0], v, b0);
                 if (wide > 1) MULTIPLY_ADD(sum[i][1], v, b1);
+                if (half) MULTIPLY_ADD_HALF(rest[i], v, b2);
             }
         }
     }
 #pragma GCC unroll 12
-    for (int i = 0; i < high; i++)
+    for (int i = 0; i < high; i++) {
+        float *row = c + i * ldc;
 #pragma GCC unroll 2
         for (int j = 0; j < wide; j++) {
-            lanes *to = (lanes *)(c + i * ldc + j * LANES);
+            lanes *to = (lanes *)(row + j * LANES);
             if (store == LM_STRIP_ADD) sum[i][j] += *to;
             if (store == LM_STRIP_STREAM) STREAM(to, sum[i][j]);
             else *to = sum[i][j];
         }
+        if (!half) continue;
+        half_lanes *to = (half_lanes *)(row + wide * LANES);
+        if (store == LM_STRIP_ADD) rest[i] += *to;
+        *to = rest[i];
+    }
 }
 
 /* Rows from `first` on. */
@@ -84,10 +102,12 @@ LM_INLINE void pieces(int64_t k, lm_left a, int rows, int first, int high, int64
     for (int r = 0; r < high; r++) /* what is no row repeats the last */
         at[r] = a.data + (first + r < rows || col != 1 ? first + r : rows - 1) * a.row;
     c += first * ldc;
-    int j = 0;
-    for (; j + 2 * LANES <= width; j += 2 * LANES)
-        piece(k, at, high, col, b + j, c + j, ldc, 2, store, ahead);
-    if (j < width) piece(k, at, high, col, b + j, c + j, ldc, 1, store, ahead);
+    for (; width >= 2 * LANES; width -= 2 * LANES, b += 2 * LANES, c += 2 * LANES)
+        piece(k, at, high, col, b, c, ldc, 2, 0, store, ahead);
+    if (width == LANES) piece(k, at, high, col, b, c, ldc, 1, 0, store, ahead);
+    else if (LANES == 16 && width > LANES)
+        piece(k, at, high, col, b, c, ldc, 1, 1, store, ahead);
+    else if (LANES == 16 && width > 0) piece(k, at, high, col, b, c, ldc, 0, 1, store, ahead);
 }
 
 void STRIP(int64_t k, lm_left a, int rows, const uint32_t *b, float *c, int64_t ldc, int width,
