@@ -309,6 +309,7 @@ int main(int argc, char **argv) {
                 networks(8, 4096, 512, 2048, dtype);
                 networks(32, 4096, 512, 2048, dtype);
                 networks(128, 2048, 512, 2048, dtype);
+                networks(128, 1024, 512, 2048, dtype);
                 networks(1, 16, 512, 2048, dtype);
             }
             if (parts & 4) {
