@@ -46,8 +46,8 @@ typedef float half_lanes __attribute__((vector_size(2 * LANES), aligned(4), may_
 #define MULTIPLY_ADD_HALF(sum, word, b) sum += as_float(word) * (b)
 #endif
 
-/* `high` rows by `wide` registers, and half a one where `half`; these and `col` are constants
- * where this is expanded. */
+/* `high` rows by `wide` registers, and half of one more where `half`; these and `col` are
+ * constants where this is expanded. */
 LM_INLINE void piece(int64_t k, const word *const a[LM_STRIP_TALL], int high, int64_t col,
                      const float *b, float *c, int64_t ldc, int wide, int half, int store,
                      lm_ahead *ahead) {
